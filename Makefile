@@ -1,0 +1,37 @@
+# Two commands matter: `make demo` and `make test`. Both install what they need.
+PY := .venv/bin/python
+export PYTHONUNBUFFERED := 1
+
+.PHONY: demo test lint fmt unit install lock clean
+
+demo: ## shows the product at work on this machine, and cleans up after itself
+	@tools/install.sh run
+	@PATH="$(CURDIR)/.cache/bin:$(PATH)" $(PY) -m purelb_sm sandbox demo
+
+test: ## everything CI runs
+	@tools/install.sh test
+	@$(MAKE) --no-print-directory lint
+	@PATH="$(CURDIR)/.cache/bin:$(PATH)" $(PY) -m pytest
+
+lint: ## ruff, mypy strict, the layer contracts
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports --no-logo 2>/dev/null || .venv/bin/lint-imports
+
+fmt:
+	$(PY) -m ruff check --fix-only -q .
+	$(PY) -m ruff format .
+
+unit: ## the fast part
+	$(PY) -m pytest -q tests/unit
+
+install:
+	tools/install.sh test
+
+lock: ## renew requirements.lock from the ranges in pyproject.toml (needs uv)
+	uv pip compile pyproject.toml --all-extras --generate-hashes --python-version 3.11 \
+	  --no-header --no-emit-index-url --no-emit-find-links -o requirements.lock
+
+clean:
+	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache
