@@ -1,0 +1,210 @@
+"""What the book says, and what a plan asks it to do. Frozen values; the store turns rows into these and back.
+
+The rule behind the actions: a plan never says what a state becomes, only what happened. The store fires the machine
+for each, writes the rows, and appends one history row per transition, all in one transaction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from purelb_sm.domain.addresses import Address, Family
+from purelb_sm.domain.states import AllocationState, AnnouncementState, ServiceState
+from purelb_sm.domain.views import Condition, Port, ServiceKey
+from purelb_sm.errors import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class BookedService:
+    """A row of `service`. `reason` and `message` say why it is in its state (a refusal's, while pending)."""
+
+    uid: str
+    key: ServiceKey
+    state: ServiceState
+    reason: str
+    message: str
+    group: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class BookedAllocation:
+    """A row of `allocation` that is not released. `claim` is who may have it back: namespace/name."""
+
+    id: int
+    address: Address
+    group: str
+    claim: str
+    state: AllocationState
+    held_at: datetime
+    quarantined_until: datetime | None = None
+
+    @property
+    def family(self) -> Family:
+        return Family.IPV4 if self.address.version == 4 else Family.IPV6
+
+
+@dataclass(frozen=True, slots=True)
+class Booked:
+    """All that the book says of one key.
+
+    service      its live row, whatever uid that has (at most one)
+    former       the withdrawn row of the uid that asks now, if that asked before
+    held         addresses of which `service` is a member now
+    reclaimable  releasing or quarantined addresses whose claim is this key
+    """
+
+    service: BookedService | None = None
+    former: BookedService | None = None
+    held: tuple[BookedAllocation, ...] = ()
+    reclaimable: tuple[BookedAllocation, ...] = ()
+
+
+NOTHING_BOOKED = Booked()
+
+
+@dataclass(frozen=True, slots=True)
+class Observe:
+    """A Service asks for the first time under this uid: a row in state pending."""
+
+    key: ServiceKey
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Revive:
+    """A withdrawn Service asks again under its old uid."""
+
+    key: ServiceKey
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """A Service asks no more. Its memberships end by `Leave` actions before this one."""
+
+    key: ServiceKey
+    uid: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A free address is held for `key`, and the Service with `uid` becomes its member with these ports."""
+
+    key: ServiceKey
+    uid: str
+    address: Address
+    group: str
+    ports: tuple[Port, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaim:
+    """A releasing or quarantined address goes back to its claim, with the Service `uid` as member."""
+
+    key: ServiceKey
+    uid: str
+    allocation_id: int
+    address: Address
+    ports: tuple[Port, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The Service `uid` is a member of this allocation no more; the last member's leaving begins the release."""
+
+    key: ServiceKey
+    uid: str
+    allocation_id: int
+    address: Address
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Allocate:
+    """Every family asked for has an address: pending → allocated, or reallocated where it was more than pending."""
+
+    key: ServiceKey
+    uid: str
+    group: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Nothing could be held: pending → pending, with why. Only asked for when `reason` or `message` is new."""
+
+    key: ServiceKey
+    uid: str
+    reason: Reason
+    message: str
+    group: str = ""
+
+
+Action = Observe | Revive | Withdraw | Hold | Reclaim | Leave | Allocate | Refuse
+
+
+@dataclass(frozen=True, slots=True)
+class EventNote:
+    """An Event to record on a Service: `type` is Normal or Warning."""
+
+    type: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """One conditional write of a Service's `/status`. Annotations with value None are removed."""
+
+    key: ServiceKey
+    uid: str
+    resource_version: str
+    ingress: tuple[Address, ...] | None
+    annotations: dict[str, str | None]
+    conditions: tuple[Condition, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done about one key. All empty: the book and the cluster agree."""
+
+    key: ServiceKey
+    actions: tuple[Action, ...] = ()
+    publication: Publication | None = None
+    events: tuple[EventNote, ...] = ()
+    waiting: bool = False
+
+    @property
+    def silent(self) -> bool:
+        return not self.actions and self.publication is None and not self.events
+
+
+@dataclass(frozen=True, slots=True)
+class BookedAnnouncement:
+    """A row of `announcement` that is not over."""
+
+    id: int
+    allocation_id: int
+    address: Address
+    node: str
+    interface: str
+    prefix_length: int
+    state: AnnouncementState
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Releasing:
+    """An allocation on its way out, with all that can hold it up.
+
+    `members` are the Services that were members last; their status may still show the address.
+    """
+
+    allocation: BookedAllocation
+    since: datetime
+    members: tuple[ServiceKey, ...] = ()
+    announcements: tuple[BookedAnnouncement, ...] = field(default=())
