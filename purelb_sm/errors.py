@@ -1,4 +1,4 @@
-"""The error tree. Every error that a person may meet has a bounded `reason` that feeds Event, condition, metric and log.
+"""The error tree. What a person may meet has a bounded `reason` that feeds Event, condition, metric and log.
 
 PurelbError
 ├── Refused               a Service cannot be served now; it stays pending (`Reason` names why)

@@ -1,0 +1,249 @@
+"""ServiceGroup objects, read into Group or refused by name of field and value.
+
+Reads what PureLB users have: `v1` (local; subnet/pool/aggregation, v4pool(s), v6pool(s)) and `v2` (exactly one of
+local, remote, external). Decides nothing about Services.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from purelb_sm.domain.addresses import (
+    Address,
+    AddressRange,
+    Family,
+    Network,
+    family_of,
+    parse_network,
+    parse_range,
+    unusable,
+)
+from purelb_sm.domain.durations import parse_duration_s
+from purelb_sm.domain.views import ObjectView
+from purelb_sm.errors import InvalidAddress, InvalidGroup
+
+DEFAULT_QUARANTINE_S = 300.0
+MAX_POOLS = 1024
+"""More pools than this in one group is a mistake, and would make every decision about it slow."""
+
+
+class PoolType(StrEnum):
+    LOCAL = "local"
+    REMOTE = "remote"
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One range of a group. `prefix_length` is the aggregation: that of a remote address on `kube-lb0`."""
+
+    range: AddressRange
+    subnet: Network
+    prefix_length: int
+
+    @property
+    def family(self) -> Family:
+        return self.range.family
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A ServiceGroup that can be used.
+
+    `agent_decides` is true of a v1 group: whether its addresses are local or remote depends on whether any node has
+    the subnet. `quarantine_s` is how long a released address is kept from other claims.
+    """
+
+    name: str
+    namespace: str
+    uid: str
+    resource_version: str
+    generation: int
+    created_at: datetime
+    pool_type: PoolType
+    agent_decides: bool
+    pools: tuple[Pool, ...]
+    avoid_first_last: bool = False
+    quarantine_s: float = DEFAULT_QUARANTINE_S
+    warnings: tuple[str, ...] = ()
+
+    def pools_of(self, family: Family) -> tuple[Pool, ...]:
+        return tuple(pool for pool in self.pools if pool.family is family)
+
+    def families(self) -> frozenset[Family]:
+        return frozenset(pool.family for pool in self.pools)
+
+    def pool_with(self, address: Address) -> Pool | None:
+        return next((pool for pool in self.pools if address in pool.range), None)
+
+
+def parse_group(view: ObjectView) -> Group:
+    """Raises InvalidGroup, naming field and value."""
+    spec = _mapping("spec", view.spec)
+    kind, body = _kind_of(view.api_version.rpartition("/")[2], spec)
+    pools, warnings = _pools(f"spec.{kind}", body)
+    if not pools:
+        raise InvalidGroup(f"spec.{kind}", "", "has no pool: v4pools or v6pools must name at least one range")
+    _refuse_overlaps_within(pools)
+    return Group(
+        name=view.name,
+        namespace=view.namespace,
+        uid=view.uid,
+        resource_version=view.resource_version,
+        generation=view.generation,
+        created_at=view.created_at or datetime.min.replace(tzinfo=UTC),
+        pool_type=PoolType.REMOTE if kind == "remote" else PoolType.LOCAL,
+        agent_decides=view.api_version.endswith("/v1"),
+        pools=tuple(pool for _, pool in pools),
+        avoid_first_last=_flag(f"spec.{kind}.avoidFirstLast", body.get("avoidFirstLast")),
+        quarantine_s=_quarantine(f"spec.{kind}.quarantine", body.get("quarantine")),
+        warnings=tuple(warnings),
+    )
+
+
+def accept_groups(
+    groups: Iterable[Group], before: Mapping[str, tuple[Pool, ...]]
+) -> tuple[dict[str, Group], dict[str, InvalidGroup]]:
+    """Of groups that overlap, one is accepted: the one that was accepted before with the same pools, else the older.
+
+    `before` holds the pools of the groups accepted so far. Returns the accepted by name, and why the others are not.
+    The order does not depend on the order of arrival, so that a restart decides alike.
+    """
+    order = sorted(groups, key=lambda g: (before.get(g.name) != g.pools, g.created_at, g.name))
+    accepted: dict[str, Group] = {}
+    refused: dict[str, InvalidGroup] = {}
+    taken: list[tuple[Pool, str]] = []
+    for group in order:
+        clash = _first_clash(group, taken)
+        if clash is None:
+            accepted[group.name] = group
+            taken.extend((pool, group.name) for pool in group.pools)
+        else:
+            mine, theirs, other = clash
+            refused[group.name] = InvalidGroup(
+                "spec", str(mine.range), f"overlaps {theirs.range} of ServiceGroup {other}"
+            )
+    return accepted, refused
+
+
+def _first_clash(group: Group, taken: Sequence[tuple[Pool, str]]) -> tuple[Pool, Pool, str] | None:
+    for pool in group.pools:
+        for other, name in taken:
+            if pool.range.overlaps(other.range):
+                return pool, other, name
+    return None
+
+
+def _kind_of(version: str, spec: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    kinds = ("local", "netbox") if version == "v1" else ("local", "remote", "external")
+    present = [kind for kind in kinds if spec.get(kind) is not None]
+    if len(present) != 1:
+        raise InvalidGroup("spec", ", ".join(present), f"must have exactly one of {', '.join(kinds)}")
+    kind = present[0]
+    if kind in ("netbox", "external"):
+        raise InvalidGroup(
+            f"spec.{kind}", kind, "addresses from an outside IPAM are not supported yet: list the ranges under local"
+        )
+    return kind, _mapping(f"spec.{kind}", spec[kind])
+
+
+def _pools(path: str, body: Mapping[str, Any]) -> tuple[list[tuple[str, Pool]], list[str]]:
+    """All pools in the order: v4pools, v6pools, v4pool, v6pool, and v1's own subnet/pool/aggregation."""
+    found: list[tuple[str, Pool]] = []
+    warnings: list[str] = []
+    for field, family in (("v4pools", Family.IPV4), ("v6pools", Family.IPV6)):
+        for index, item in enumerate(_list(f"{path}.{field}", body.get(field))):
+            where = f"{path}.{field}[{index}]"
+            found.append((where, _pool(where, _mapping(where, item), family, warnings)))
+    for field, family in (("v4pool", Family.IPV4), ("v6pool", Family.IPV6)):
+        if body.get(field) is not None:
+            where = f"{path}.{field}"
+            found.append((where, _pool(where, _mapping(where, body[field]), family, warnings)))
+    if body.get("pool") is not None:
+        found.append((path, _pool(path, body, None, warnings)))
+    if len(found) > MAX_POOLS:
+        raise InvalidGroup(path, len(found), f"has more than {MAX_POOLS} pools")
+    return found, warnings
+
+
+def _pool(where: str, item: Mapping[str, Any], family: Family | None, warnings: list[str]) -> Pool:
+    subnet = _subnet(f"{where}.subnet", _text(f"{where}.subnet", item.get("subnet")))
+    text = _text(f"{where}.pool", item.get("pool"))
+    try:
+        range_, warning = parse_range(text)
+    except InvalidAddress as error:
+        raise InvalidGroup(f"{where}.pool", text, error.why) from None
+    if family is not None and range_.family is not family:
+        raise InvalidGroup(f"{where}.pool", text, f"is not {family}")
+    if not range_.within(subnet):
+        raise InvalidGroup(f"{where}.pool", text, f"is not inside the subnet {subnet}")
+    why = unusable(range_.first) or unusable(range_.last)
+    if why:
+        raise InvalidGroup(f"{where}.pool", text, why)
+    if warning:
+        warnings.append(f"{where}.pool: {warning}")
+    return Pool(range_, subnet, _aggregation(f"{where}.aggregation", item.get("aggregation"), subnet))
+
+
+def _subnet(where: str, text: str) -> Network:
+    try:
+        return parse_network(text)
+    except InvalidAddress as error:
+        raise InvalidGroup(where, text, error.why) from None
+
+
+def _aggregation(where: str, value: object, subnet: Network) -> int:
+    """`default` (or nothing) is the subnet's own prefix length; `/N` or `N` within the family is taken."""
+    if value is None or value in ("default", ""):
+        return subnet.prefixlen
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    digits = text.removeprefix("/") if isinstance(text, str) else ""
+    bits = family_of(subnet).bits
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 3 and 1 <= int(digits) <= bits):
+        raise InvalidGroup(where, value, f"must be default, /N or N, from 1 to {bits}")
+    return int(digits)
+
+
+def _refuse_overlaps_within(pools: Sequence[tuple[str, Pool]]) -> None:
+    for index, (where, pool) in enumerate(pools):
+        for other_where, other in pools[:index]:
+            if pool.range.overlaps(other.range):
+                raise InvalidGroup(where, str(pool.range), f"overlaps {other.range} of {other_where}")
+
+
+def _quarantine(where: str, value: object) -> float:
+    if value is None:
+        return DEFAULT_QUARANTINE_S
+    try:
+        return parse_duration_s(_text(where, value))
+    except ValueError as error:
+        raise InvalidGroup(where, value, str(error)) from None
+
+
+def _flag(where: str, value: object) -> bool:
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise InvalidGroup(where, value, "must be true or false")
+
+
+def _mapping(where: str, value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidGroup(where, value, "must be an object")
+    return value
+
+
+def _list(where: str, value: object) -> list[Any]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise InvalidGroup(where, value, "must be a list")
+    return value
+
+
+def _text(where: str, value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidGroup(where, value, "must be a text")
+    return value.strip()
