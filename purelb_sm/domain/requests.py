@@ -1,0 +1,108 @@
+"""What a Service asks for: Service view → Request, or Refused. Nothing past this point reads an annotation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from purelb_sm.domain import names
+from purelb_sm.domain.addresses import Address, Family, family_of, parse_service_address
+from purelb_sm.domain.views import Port, ServiceKey, ServiceView
+from purelb_sm.errors import InvalidAddress, Reason, Refused
+
+
+class Whose(Enum):
+    """Whether a Service is ours to serve."""
+
+    OURS = "ours"
+    NOT_A_LOAD_BALANCER = "type is not LoadBalancer"
+    ANOTHER_CLASS = "loadBalancerClass names another"
+    DELETING = "deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One Service's wish. `families` are those to serve, in order; with `require_all` it is all of them or none.
+
+    `addresses` are particular addresses asked for; `group` the group asked for by name, None for the default.
+    """
+
+    key: ServiceKey
+    uid: str
+    families: tuple[Family, ...]
+    require_all: bool
+    group: str | None
+    addresses: tuple[Address, ...]
+    ports: tuple[Port, ...]
+
+
+def whose(view: ServiceView, load_balancer_class: str, default_class: bool) -> Whose:
+    """Spec A12: ours by class, or by having none; a Service that is being deleted asks for nothing."""
+    if view.type != "LoadBalancer":
+        return Whose.NOT_A_LOAD_BALANCER
+    if view.load_balancer_class is None:
+        if not default_class:
+            return Whose.ANOTHER_CLASS
+    elif view.load_balancer_class != load_balancer_class:
+        return Whose.ANOTHER_CLASS
+    return Whose.DELETING if view.deleting else Whose.OURS
+
+
+def parse_request(view: ServiceView) -> Request:
+    """Raises Refused: with WAITING_FOR_FAMILIES where the API server has not filled in families yet (A13)."""
+    families, require_all = _families(view)
+    return Request(
+        key=view.key,
+        uid=view.uid,
+        families=families,
+        require_all=require_all,
+        group=_group_name(view),
+        addresses=_addresses(view, families),
+        ports=view.ports,
+    )
+
+
+def _families(view: ServiceView) -> tuple[tuple[Family, ...], bool]:
+    named = view.ip_families
+    if not named:
+        if not view.cluster_ip or view.cluster_ip == "None":
+            raise Refused(Reason.WAITING_FOR_FAMILIES, "the Service has neither ipFamilies nor a clusterIP yet")
+        named = (Family.IPV6.value if ":" in view.cluster_ip else Family.IPV4.value,)
+    try:
+        families = tuple(dict.fromkeys(Family(name) for name in named))
+    except ValueError:
+        raise Refused(Reason.INVALID_REQUEST, f"ipFamilies {', '.join(named)[:60]} has an unknown family") from None
+    return families, view.ip_family_policy != "PreferDualStack"
+
+
+def _group_name(view: ServiceView) -> str | None:
+    text = view.annotation(names.SERVICE_GROUP)
+    if text is None:
+        return None
+    name = text.strip()
+    if not name or len(name) > 253:
+        raise Refused(Reason.INVALID_REQUEST, f"annotation {names.SERVICE_GROUP} is not the name of a ServiceGroup")
+    return name
+
+
+def _addresses(view: ServiceView, families: tuple[Family, ...]) -> tuple[Address, ...]:
+    """`purelb.io/addresses` wins over `spec.loadBalancerIP` (A10); at most one of each family asked for (A11)."""
+    annotation = view.annotation(names.ADDRESSES)
+    text = view.load_balancer_ip if annotation is None else annotation
+    if not text.strip():
+        return ()
+    found: list[Address] = []
+    for part in text.split(",", 3):
+        try:
+            found.append(parse_service_address(part.strip()))
+        except InvalidAddress as error:
+            raise Refused(Reason.INVALID_REQUEST, f"requested address {error}") from None
+    asked = [family_of(address) for address in found]
+    if len(set(asked)) != len(asked):
+        raise Refused(Reason.INVALID_REQUEST, "more than one address of a family is requested")
+    strangers = [str(address) for address in found if family_of(address) not in families]
+    if strangers:
+        raise Refused(
+            Reason.ADDRESS_FAMILY_NOT_REQUESTED, f"requested address {strangers[0]} is of a family not in ipFamilies"
+        )
+    return tuple(found)

@@ -1,0 +1,66 @@
+"""Settings, by flag, environment (`PURELB_…`) and default, in that order. The table in the docs is compared with these.
+
+Durations are seconds. A secret (the password in a database URL) is held so that printing settings does not show it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEFAULT_DATABASE = "sqlite:////var/lib/purelb/purelb.db"
+
+
+class _Base(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="PURELB_", extra="ignore")
+
+
+class ClusterSettings(_Base):
+    """How to reach the cluster, and where we are installed in it."""
+
+    kubeconfig: Path | None = Field(None, description="kubeconfig file; without it the in-cluster service account")
+    install_namespace: str = Field("purelb-system", description="namespace of Leases, groups and reports")
+    log_format: Literal["json", "text"] = Field("json", description="how log lines look on stderr")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least severe line shown")
+    web_host: str = Field("", description="address of the health and metrics server; empty: all")
+    web_port: int = Field(7472, ge=0, le=65535, description="its port; 0: no server")
+
+
+class AllocatorSettings(ClusterSettings):
+    """The allocator's settings."""
+
+    database: SecretStr = Field(SecretStr(DEFAULT_DATABASE), description="SQLAlchemy URL of the book")
+    cluster_name: str = Field("default", description="name of this cluster in the book")
+    identity: str = Field("", description="name of this allocator in the leader Lease; empty: host name and pid")
+    load_balancer_class: str = Field(
+        "purelb.io/purelb", alias="class", description="the spec.loadBalancerClass we serve"
+    )
+    default_class: bool = Field(True, description="serve Services without a loadBalancerClass too")
+    leader_lease_s: float = Field(15.0, gt=0, description="how long leadership outlives its holder")
+    leader_renew_s: float = Field(10.0, gt=0, description="a leader that could not renew for so long steps down")
+    leader_retry_s: float = Field(2.0, gt=0, description="pause between tries to take or renew leadership")
+    batch_max: int = Field(500, ge=1, le=5000, description="Services planned and committed in one transaction, at most")
+    publish_concurrency: int = Field(24, ge=1, le=256, description="status writes under way at once")
+    settle_s: float = Field(
+        3.0,
+        ge=0,
+        description="least time between begin and end of a release: agents withdraw within 2 s and report within 1 s",
+    )
+    local_lifetime_s: float = Field(
+        300.0, gt=0, description="after so long a silent node's local addresses have left its kernel by themselves"
+    )
+    mass_release_share: float = Field(
+        0.5, gt=0, le=1, description="a list that would release more than this share of holders stops releases"
+    )
+    mass_release_min: int = Field(10, ge=1, description="…and more than this many")
+
+    model_config = SettingsConfigDict(env_prefix="PURELB_", extra="ignore", populate_by_name=True)
+
+
+class AgentSettings(ClusterSettings):
+    """The node agent's settings."""
+
+    node_name: str = Field("", description="the Node this agent runs on")
