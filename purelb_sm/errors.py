@@ -50,6 +50,8 @@ class PurelbError(Exception):
 class Refused(PurelbError):
     """A Service cannot be served now. `message` is one sentence for its owner; it never names another holder."""
 
+    reason: Reason
+
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.reason = reason

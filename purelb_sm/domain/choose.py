@@ -1,0 +1,135 @@
+"""Which group may serve a request, and which address it gets. Proposes only from what FreeSpace says is free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from purelb_sm.domain import names
+from purelb_sm.domain.addresses import Address, Family, family_of
+from purelb_sm.domain.book import BookedAllocation
+from purelb_sm.domain.freespace import FreeSpace
+from purelb_sm.domain.groups import Group
+from purelb_sm.domain.requests import Request
+from purelb_sm.errors import Reason, Refused
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What the cluster says besides the Service itself. `broken` maps a group that cannot be used to why.
+
+    `free` is working state: a choice takes from it, so that the next choice of a batch sees it gone.
+    """
+
+    groups: Mapping[str, Group]
+    free: FreeSpace
+    broken: Mapping[str, str] = field(default_factory=dict)
+    load_balancer_class: str = names.LOAD_BALANCER_CLASS
+    default_class: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An address for a family. With `allocation_id` it is one the claim gets back, else it was free and is taken.
+
+    `adopted` says that the Service showed it already, and the book did not know.
+    """
+
+    address: Address
+    group: str
+    allocation_id: int | None = None
+    adopted: bool = False
+
+
+def choose(
+    request: Request,
+    missing: Sequence[Family],
+    reclaimable: Sequence[BookedAllocation],
+    shown: Sequence[Address],
+    world: World,
+    beside: str | None = None,
+) -> list[Choice]:
+    """An address for each of the families in `missing`, or Refused, and then nothing stays taken.
+
+    `beside` is the group of an address that the Service keeps: what is missing comes from the same. With PreferDualStack a family that the group has no pool for is left out. Order of preference: the address asked
+    for, the one the claim had, the one the Service already shows under our brand, the lowest free one (A5).
+    """
+    choices: list[Choice] = []
+    try:
+        asked = {family_of(address): address for address in request.addresses}
+        choices.extend(_asked(asked[family], reclaimable, world) for family in missing if family in asked)
+        group = _group(request, choices[0].group if choices else beside, world)
+        for family in missing:
+            if family in asked:
+                continue
+            choice = _any(family, group, reclaimable, shown, world, lenient=not request.require_all)
+            if choice is not None:
+                choices.append(choice)
+        if not choices:
+            wanted = " or ".join(missing)
+            raise Refused(Reason.NO_POOL_FOR_FAMILY, f"ServiceGroup {group.name} has no pool for {wanted}")
+    except Refused:
+        give_back(choices, world)
+        raise
+    order = {family: place for place, family in enumerate(request.families)}
+    return sorted(choices, key=lambda choice: order[family_of(choice.address)])
+
+
+def give_back(choices: Sequence[Choice], world: World) -> None:
+    """Undoes the takings of choices that come to nothing."""
+    for choice in choices:
+        if choice.allocation_id is None:
+            world.free.give_back(choice.address)
+
+
+def _group(request: Request, bound: str | None, world: World) -> Group:
+    """The group of an address asked for or kept decides; else the one named; else `default` (A1, A2, A10)."""
+    if bound is not None and bound in world.groups:
+        return world.groups[bound]
+    name = request.group or names.DEFAULT_GROUP
+    group = world.groups.get(name)
+    if group is not None:
+        return group
+    if name in world.broken:
+        raise Refused(Reason.INVALID_SERVICE_GROUP, f"ServiceGroup {name} cannot be used: {world.broken[name]}")
+    if request.group is None:
+        raise Refused(Reason.NO_SERVICE_GROUP, f"there is no ServiceGroup {names.DEFAULT_GROUP}, and none is asked for")
+    raise Refused(Reason.UNKNOWN_SERVICE_GROUP, f"there is no ServiceGroup {name}")
+
+
+def _asked(address: Address, reclaimable: Sequence[BookedAllocation], world: World) -> Choice:
+    group = world.free.group_of(address)
+    if group is None:
+        raise Refused(Reason.ADDRESS_OUTSIDE_GROUPS, f"requested address {address} is in no ServiceGroup")
+    for allocation in reclaimable:
+        if allocation.address == address:
+            return Choice(address, group, allocation.id)
+    if not world.free.take(address):
+        raise Refused(Reason.ADDRESS_IN_USE, f"requested address {address} is in use")
+    return Choice(address, group)
+
+
+def _any(
+    family: Family,
+    group: Group,
+    reclaimable: Sequence[BookedAllocation],
+    shown: Sequence[Address],
+    world: World,
+    *,
+    lenient: bool,
+) -> Choice | None:
+    for allocation in reclaimable:
+        if allocation.family is family and allocation.group == group.name and group.pool_with(allocation.address):
+            return Choice(allocation.address, group.name, allocation.id)
+    for address in shown:
+        if family_of(address) is family and (owner := world.free.group_of(address)) and world.free.take(address):
+            return Choice(address, owner, adopted=True)
+    if not group.pools_of(family):
+        if lenient:
+            return None
+        raise Refused(Reason.NO_POOL_FOR_FAMILY, f"ServiceGroup {group.name} has no {family} pool")
+    free = world.free.lowest(group.name, family)
+    if free is None:
+        raise Refused(Reason.POOL_EXHAUSTED, f"ServiceGroup {group.name} has no free {family} address")
+    world.free.take(free)
+    return Choice(free, group.name)

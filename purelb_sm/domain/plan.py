@@ -1,0 +1,275 @@
+"""plan(): the heart. What a Service asks, what the book says of it, and what is free → what is to be done.
+
+Pure but for one thing, said aloud: it takes addresses from `world.free`, so that plans of one batch see each other. If
+the batch's transaction fails, the free space is built anew from the book. Effects follow the commit: a plan whose
+transaction was kept and whose publication was lost is simply made again, and then has no actions and the same
+publication.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from purelb_sm.domain import names
+from purelb_sm.domain.addresses import Address, family_of, in_family_order
+from purelb_sm.domain.book import (
+    Action,
+    Allocate,
+    Booked,
+    BookedAllocation,
+    BookedService,
+    EventNote,
+    Hold,
+    Leave,
+    Observe,
+    Plan,
+    Publication,
+    Reclaim,
+    Refuse,
+    Revive,
+    Withdraw,
+)
+from purelb_sm.domain.choose import Choice, World, choose
+from purelb_sm.domain.groups import PoolType
+from purelb_sm.domain.publication import (
+    branded,
+    condition_allocated,
+    condition_refused,
+    current_condition,
+    publish_allocated,
+    publish_refused,
+    publish_withdrawn,
+    shown_addresses,
+)
+from purelb_sm.domain.requests import Request, Whose, parse_request, whose
+from purelb_sm.domain.states import ServiceState
+from purelb_sm.domain.views import ServiceKey, ServiceView
+from purelb_sm.errors import Reason, Refused
+
+
+def plan(key: ServiceKey, view: ServiceView | None, booked: Booked, world: World, now: datetime) -> Plan:
+    """What is to be done about one Service. All empty where the book and the cluster agree.
+
+    view    the Service as last seen; None when it is gone
+    booked  what the book says of its key
+    """
+    if view is None:
+        return Plan(key, _withdraw(booked, "deleted"))
+    asks = whose(view, world.load_balancer_class, world.default_class)
+    if asks is not Whose.OURS:
+        return _not_ours(view, booked, asks)
+    if _foreign(view, booked):
+        return _refuse(_Draft(view, booked), _foreign_refusal(view), now, touch=False)
+    return _serve(view, booked, world, now)
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A plan in the making. `held` is what the Service has now; `reclaimable` what it may have back."""
+
+    view: ServiceView
+    booked: Booked
+    actions: list[Action] = field(default_factory=list)
+    events: list[EventNote] = field(default_factory=list)
+    held: list[BookedAllocation] = field(default_factory=list)
+    reclaimable: list[BookedAllocation] = field(default_factory=list)
+    service: BookedService | None = None
+
+    def __post_init__(self) -> None:
+        """Brings the book to a live row of this uid: a namesake with another uid is withdrawn first (A20)."""
+        self.held, self.reclaimable = list(self.booked.held), list(self.booked.reclaimable)
+        self.service = self.booked.service
+        if self.service is not None and self.service.uid != self.view.uid:
+            self.actions += _withdraw(self.booked, "replaced by a Service of the same name")
+            self.reclaimable = self.held + self.reclaimable
+            self.held, self.service = [], None
+        if self.service is None:
+            known = self.booked.former is not None
+            self.actions.append((Revive if known else Observe)(self.view.key, self.view.uid))
+
+
+def _serve(view: ServiceView, booked: Booked, world: World, now: datetime) -> Plan:
+    try:
+        request = parse_request(view)
+    except Refused as refusal:
+        if refusal.reason is Reason.WAITING_FOR_FAMILIES:
+            return Plan(view.key, waiting=True)
+        draft = _Draft(view, booked)
+        return _keep(draft, refusal, world, now) if draft.held else _refuse(draft, refusal, now)
+    draft = _Draft(view, booked)
+    kept, leaving = _sort_held(draft.held, request)
+    missing = [f for f in request.families if f not in {a.family for a in kept}]
+    if not request.require_all and kept:
+        # PreferDualStack that has one address: another family is added only where the group has a pool for it.
+        missing = [f for f in missing if _has_pool(kept[0].group, f, world)]
+    choices: list[Choice] = []
+    if missing:
+        try:
+            shown = shown_addresses(view) if branded(view) else ()
+            choices = choose(request, missing, draft.reclaimable, shown, world, kept[0].group if kept else None)
+        except Refused as refusal:
+            if not draft.held:
+                return _refuse(draft, refusal, now)
+            return _keep(draft, refusal, world, now)
+    return _settle(draft, request, kept, leaving, choices, world, now)
+
+
+def _has_pool(group_name: str, family: object, world: World) -> bool:
+    group = world.groups.get(group_name)
+    return group is not None and family in group.families()
+
+
+def _sort_held(
+    held: Sequence[BookedAllocation], request: Request
+) -> tuple[list[BookedAllocation], list[BookedAllocation]]:
+    """(kept, leaving): an address leaves when its family is not asked for, or another of its family is by name."""
+    asked = {family_of(address): address for address in request.addresses}
+    kept: list[BookedAllocation] = []
+    leaving: list[BookedAllocation] = []
+    for allocation in held:
+        wanted = asked.get(allocation.family, allocation.address)
+        stays = allocation.family in request.families and wanted == allocation.address
+        (kept if stays else leaving).append(allocation)
+    return kept, leaving
+
+
+def _settle(
+    draft: _Draft,
+    request: Request,
+    kept: Sequence[BookedAllocation],
+    leaving: Sequence[BookedAllocation],
+    choices: Sequence[Choice],
+    world: World,
+    now: datetime,
+) -> Plan:
+    """All that is asked for is at hand: hold it, let go what is not wanted, and show it."""
+    view = draft.view
+    draft.actions += [_hold(view, request, choice) for choice in choices]
+    draft.actions += [Leave(view.key, view.uid, a.id, a.address, "not asked for any more") for a in leaving]
+    group = kept[0].group if kept else choices[0].group
+    fresh = draft.service is None or draft.service.state is ServiceState.PENDING
+    if choices or leaving or fresh:
+        adopted = any(choice.adopted for choice in choices)
+        draft.actions.append(Allocate(view.key, view.uid, group, "adopted from the cluster" if adopted else ""))
+    addresses = in_family_order(iter([a.address for a in kept] + [c.address for c in choices]), request.families)
+    publication = publish_allocated(
+        view, addresses, group, _pool_type(view, group, world), condition_allocated(view, addresses, group, now)
+    )
+    draft.events += _warnings(view, request, addresses, group)
+    draft.events += _allocated_events(view, addresses, group)
+    draft.events += [_released_event([a.address]) for a in leaving]
+    return _finish(draft, publication)
+
+
+def _hold(view: ServiceView, request: Request, choice: Choice) -> Action:
+    if choice.allocation_id is not None:
+        return Reclaim(view.key, view.uid, choice.allocation_id, choice.address, request.ports)
+    reason = "adopted from the cluster" if choice.adopted else ""
+    return Hold(view.key, view.uid, choice.address, choice.group, request.ports, reason)
+
+
+def _keep(draft: _Draft, refusal: Refused, world: World, now: datetime) -> Plan:
+    """A Service that has addresses keeps them when its new wish cannot be read or met, and is told (A11).
+
+    A slip in an annotation must never take traffic away.
+    """
+    view = draft.view
+    addresses = in_family_order((a.address for a in draft.held), tuple(a.family for a in draft.held))
+    condition = condition_refused(view, refusal.reason, refusal.message, now)
+    group = draft.held[0].group
+    publication = publish_allocated(view, addresses, group, _pool_type(view, group, world), condition)
+    draft.events += _refused_events(view, refusal)
+    return _finish(draft, publication, waiting=True)
+
+
+def _refuse(draft: _Draft, refusal: Refused, now: datetime, *, touch: bool = True) -> Plan:
+    """Nothing can be held. The book keeps why, once; the condition and the Event say it, once."""
+    view, service = draft.view, draft.service
+    known = service is not None and (service.reason, service.message) == (refusal.reason, refusal.message)
+    if not known:
+        draft.actions.append(Refuse(view.key, view.uid, refusal.reason, refusal.message))
+    if not touch:
+        draft.events += [] if known else [EventNote("Warning", "AllocationFailed", _refusal_text(refusal))]
+        return _finish(draft, None, waiting=True)
+    draft.events += _refused_events(view, refusal)
+    publication = publish_refused(view, condition_refused(view, refusal.reason, refusal.message, now))
+    return _finish(draft, publication, waiting=True)
+
+
+def _not_ours(view: ServiceView, booked: Booked, asks: Whose) -> Plan:
+    """Its addresses are released; what is ours on the object goes, nothing else is touched (A12, A18)."""
+    actions = _withdraw(booked, asks.value)
+    ours = booked.service is not None or branded(view) or current_condition(view) is not None
+    publication = publish_withdrawn(view) if ours else None
+    events = (_released_event([a.address for a in booked.held]),) if booked.held else ()
+    return Plan(view.key, actions, publication, events)
+
+
+def _withdraw(booked: Booked, why: str) -> tuple[Action, ...]:
+    service = booked.service
+    if service is None:
+        return ()
+    leaves = [Leave(service.key, service.uid, a.id, a.address, why) for a in booked.held]
+    return (*leaves, Withdraw(service.key, service.uid, why))
+
+
+def _foreign(view: ServiceView, booked: Booked) -> bool:
+    """Another controller wrote this ingress: no brand of ours, and the book knows of no address for it (A31)."""
+    held = booked.held if booked.service is not None and booked.service.uid == view.uid else ()
+    return bool(view.ingress) and not branded(view) and not held
+
+
+def _foreign_refusal(view: ServiceView) -> Refused:
+    shown = ", ".join(entry.ip or entry.hostname for entry in view.ingress)[:200]
+    return Refused(Reason.FOREIGN_INGRESS, f"status already shows {shown}, which another controller wrote; left alone")
+
+
+def _pool_type(view: ServiceView, group: str, world: World) -> str:
+    known = world.groups.get(group)
+    if known is not None:
+        return known.pool_type.value
+    return view.annotation(names.POOL_TYPE) or PoolType.LOCAL.value
+
+
+def _allocated_events(view: ServiceView, addresses: Sequence[Address], group: str) -> list[EventNote]:
+    """One Event for all addresses, when any of them is new to the Service's status (A3)."""
+    if {str(address) for address in addresses} <= {entry.ip for entry in view.ingress}:
+        return []
+    text = ", ".join(str(address) for address in addresses)
+    return [EventNote("Normal", "IPAllocated", f"Assigned IP {text} from pool {group}")]
+
+
+def _warnings(view: ServiceView, request: Request, addresses: Sequence[Address], group: str) -> list[EventNote]:
+    """Said when the addresses are given, not again: ways of asking that mislead or are on their way out (A10)."""
+    if not request.addresses or {str(a) for a in addresses} <= {entry.ip for entry in view.ingress}:
+        return []
+    notes = []
+    if request.group is not None and request.group != group:
+        text = f"the requested address belongs to pool {group}, so pool {request.group} is not used"
+        notes.append(EventNote("Warning", "ConfigurationWarning", text))
+    if view.annotation(names.ADDRESSES) is None:
+        text = f"spec.loadBalancerIP is deprecated: use the annotation {names.ADDRESSES}"
+        notes.append(EventNote("Warning", "DeprecationWarning", text))
+    return notes
+
+
+def _released_event(addresses: Sequence[Address]) -> EventNote:
+    return EventNote("Normal", "AddressReleased", f"Released IP {', '.join(str(a) for a in addresses)}")
+
+
+def _refusal_text(refusal: Refused) -> str:
+    return f"{refusal.reason.value}: {refusal.message}"
+
+
+def _refused_events(view: ServiceView, refusal: Refused) -> list[EventNote]:
+    """Told once: a Service whose condition says it already hears nothing again."""
+    current = current_condition(view)
+    if current and (current.status, current.reason, current.message) == ("False", refusal.reason, refusal.message):
+        return []
+    return [EventNote("Warning", "AllocationFailed", _refusal_text(refusal))]
+
+
+def _finish(draft: _Draft, publication: Publication | None, *, waiting: bool = False) -> Plan:
+    return Plan(draft.view.key, tuple(draft.actions), publication, tuple(draft.events), waiting)

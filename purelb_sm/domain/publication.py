@@ -1,0 +1,102 @@
+"""What a Service's status should show, against what it shows: the difference, or None.
+
+One write carries ingress, annotations and condition together, conditional on the resourceVersion that was looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+from purelb_sm.domain import names
+from purelb_sm.domain.addresses import Address, parse_ip
+from purelb_sm.domain.book import Publication
+from purelb_sm.domain.views import Condition, ServiceView
+from purelb_sm.errors import InvalidAddress, Reason
+
+
+def shown_addresses(view: ServiceView) -> tuple[Address, ...]:
+    """The addresses in the Service's ingress; entries that are none (host names, junk) are left out."""
+    found: list[Address] = []
+    for entry in view.ingress:
+        try:
+            found.append(parse_ip(entry.ip))
+        except InvalidAddress:
+            continue
+    return tuple(found)
+
+
+def branded(view: ServiceView) -> bool:
+    """Whether the Service carries our brand: only then is its status ours to change."""
+    return view.annotation(names.ALLOCATED_BY) == names.BRAND
+
+
+def publish_allocated(
+    view: ServiceView, addresses: Sequence[Address], group: str, pool_type: str, condition: Condition
+) -> Publication | None:
+    """Shows these addresses, in this order (A3)."""
+    wanted = {names.ALLOCATED_BY: names.BRAND, names.ALLOCATED_FROM: group, names.POOL_TYPE: pool_type}
+    changed: dict[str, str | None] = {k: v for k, v in wanted.items() if view.annotations.get(k) != v}
+    ingress_differs = [str(a) for a in addresses] != [entry.ip for entry in view.ingress]
+    return _difference(view, tuple(addresses) if ingress_differs else None, changed, _with(view.conditions, condition))
+
+
+def publish_refused(view: ServiceView, condition: Condition) -> Publication | None:
+    """Shows why there is no address. An ingress under our brand that the book does not back is taken away."""
+    stale = branded(view)
+    annotations: dict[str, str | None] = {name: None for name in names.OURS if stale and name in view.annotations}
+    ingress: tuple[Address, ...] | None = () if stale and view.ingress else None
+    return _difference(view, ingress, annotations, _with(view.conditions, condition))
+
+
+def publish_withdrawn(view: ServiceView) -> Publication | None:
+    """Takes away all that is ours from a Service that lives on without us (A18); nothing of anybody else's."""
+    mine = branded(view)
+    annotations: dict[str, str | None] = {name: None for name in names.OURS if name in view.annotations}
+    kept = tuple(c for c in view.conditions if c.type not in (names.CONDITION_ALLOCATED, names.CONDITION_ANNOUNCED))
+    return _difference(view, () if mine and view.ingress else None, annotations, kept)
+
+
+def condition_allocated(view: ServiceView, addresses: Iterable[Address], group: str, now: datetime) -> Condition:
+    text = ", ".join(str(address) for address in addresses)
+    return _condition(view, "True", "Allocated", f"{text} from pool {group}", now)
+
+
+def condition_refused(view: ServiceView, reason: Reason, message: str, now: datetime) -> Condition:
+    return _condition(view, "False", reason.value, message, now)
+
+
+def current_condition(view: ServiceView) -> Condition | None:
+    return next((c for c in view.conditions if c.type == names.CONDITION_ALLOCATED), None)
+
+
+def _condition(view: ServiceView, status: str, reason: str, message: str, now: datetime) -> Condition:
+    """`lastTransitionTime` moves only when the status does (meta/v1 Condition); an equal condition is kept as it is."""
+    current = current_condition(view)
+    if current and (current.status, current.reason, current.message) == (status, reason, message):
+        return current
+    at = current.last_transition_time if current and current.status == status else _rfc3339(now)
+    return Condition(names.CONDITION_ALLOCATED, status, reason, message, at, view.generation)
+
+
+def _with(conditions: tuple[Condition, ...], condition: Condition) -> tuple[Condition, ...]:
+    """A merge patch replaces the list, so the others are sent back as they were found."""
+    if any(c.type == condition.type for c in conditions):
+        return tuple(condition if c.type == condition.type else c for c in conditions)
+    return (*conditions, condition)
+
+
+def _difference(
+    view: ServiceView,
+    ingress: tuple[Address, ...] | None,
+    annotations: dict[str, str | None],
+    conditions: tuple[Condition, ...],
+) -> Publication | None:
+    changed = None if conditions == view.conditions else conditions
+    if ingress is None and not annotations and changed is None:
+        return None
+    return Publication(view.key, view.uid, view.resource_version, ingress, annotations, changed)
+
+
+def _rfc3339(now: datetime) -> str:
+    return now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
