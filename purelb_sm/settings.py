@@ -49,14 +49,6 @@ class AllocatorSettings(ClusterSettings):
         ge=0,
         description="least time between begin and end of a release: agents withdraw within 2 s and report within 1 s",
     )
-    local_lifetime_s: float = Field(
-        300.0, gt=0, description="after so long a silent node's local addresses have left its kernel by themselves"
-    )
-    mass_release_share: float = Field(
-        0.5, gt=0, le=1, description="a list that would release more than this share of holders stops releases"
-    )
-    mass_release_min: int = Field(10, ge=1, description="…and more than this many")
-
     model_config = SettingsConfigDict(env_prefix="PURELB_", extra="ignore", populate_by_name=True)
 
 

@@ -185,7 +185,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class BookedAnnouncement:
-    """A row of `announcement` that is not over."""
+    """A row of `announcement` that is not over.
+
+    `valid_s` is the lifetime that the kernel was given, as last reported: after so long without its agent the node has
+    dropped the address by itself. None: permanent, it stays until somebody removes it.
+    """
 
     id: int
     allocation_id: int
@@ -195,6 +199,7 @@ class BookedAnnouncement:
     prefix_length: int
     state: AnnouncementState
     since: datetime
+    valid_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

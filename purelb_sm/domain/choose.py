@@ -51,8 +51,9 @@ def choose(
 ) -> list[Choice]:
     """An address for each of the families in `missing`, or Refused, and then nothing stays taken.
 
-    `beside` is the group of an address that the Service keeps: what is missing comes from the same. With PreferDualStack a family that the group has no pool for is left out. Order of preference: the address asked
-    for, the one the claim had, the one the Service already shows under our brand, the lowest free one (A5).
+    `beside` is the group of an address that the Service keeps: what is missing comes from the same. With
+    PreferDualStack a family that the group has no pool for is left out. Order of preference: the address asked for,
+    the one the claim had, the one the Service already shows under our brand, the lowest free one (A5).
     """
     choices: list[Choice] = []
     try:

@@ -27,47 +27,38 @@ class Verdict:
     again_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseRules:
-    """settle_s          an agent that added the address a moment ago reports within this time
-    local_lifetime_s  a silent node's kernel has dropped a local address after this time
-    """
-
-    settle_s: float
-    local_lifetime_s: float
-
-
 def may_confirm(
     releasing: Releasing,
     shows: Callable[[ServiceKey, Address], bool],
     nodes: Collection[str] | None,
-    rules: ReleaseRules,
+    settle_s: float,
     now: datetime,
 ) -> Verdict:
-    """`shows` asks the cluster as last seen; `nodes` are the Nodes there are (None: not known, so none is gone)."""
+    """`shows` asks the cluster as last seen; `nodes` are the Nodes there are (None: not known, so none is gone).
+
+    `settle_s`: an agent that added the address a moment before the release has reported it within this time.
+    """
     address = releasing.allocation.address
     for member in releasing.members:
         if shows(member, address):
             return Verdict(False, f"Service {member} to stop showing {address}")
-    settled_at = releasing.since + timedelta(seconds=rules.settle_s)
+    settled_at = releasing.since + timedelta(seconds=settle_s)
     if now < settled_at:
         return Verdict(False, "the nodes to report", settled_at)
-    waits = [w for a in releasing.announcements if (w := _holds(a, nodes, rules, now)) is not None]
+    waits = [w for a in releasing.announcements if (w := _holds(a, nodes, now)) is not None]
     return waits[0] if waits else Verdict(True)
 
 
-def _holds(
-    announcement: BookedAnnouncement, nodes: Collection[str] | None, rules: ReleaseRules, now: datetime
-) -> Verdict | None:
+def _holds(announcement: BookedAnnouncement, nodes: Collection[str] | None, now: datetime) -> Verdict | None:
     """Why this node may still hold the address, or None. A node that left the cluster holds nothing we can wait for."""
     if announcement.state in _OVER or (nodes is not None and announcement.node not in nodes):
         return None
     where = f"node {announcement.node} on {announcement.interface}"
     if announcement.state is not AnnouncementState.LOST:
         return Verdict(False, f"{where} to withdraw {announcement.address}")
-    if announcement.prefix_length == announcement.address.max_prefixlen:
+    if announcement.valid_s is None:
         return Verdict(False, f"{where}, which is silent, to report or leave the cluster")
-    gone_at = announcement.since + timedelta(seconds=rules.local_lifetime_s)
+    gone_at = announcement.since + timedelta(seconds=announcement.valid_s)
     if now < gone_at:
         return Verdict(False, f"{where}, which is silent: its kernel drops the address by then", gone_at)
     return None
