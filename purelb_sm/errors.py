@@ -11,6 +11,7 @@ PurelbError
 │   ├── TermLost          another allocator leads now; nothing of this transaction was kept
 │   ├── SchemaMismatch    the database is older or newer than this program
 │   └── HistoryBroken     a row of the history was changed, removed or inserted
+├── NetError              the kernel said no, by kind: see purelb_sm/net/errors.py
 └── KubeError             what the API server answered, by kind
     ├── NotFound 404, Conflict 409, AlreadyExists 409, Gone 410, Invalid 422, Throttled 429
     └── Unavailable       no answer, a broken one, or 5xx: worth trying again

@@ -1,0 +1,41 @@
+"""What the node agent does to the kernel of its node, and what it learns from it.
+
+Owns: interfaces, addresses that carry our mark, frames that correct the neighbours, facts about subnets and default
+routes. Must not know: Kubernetes, Services, groups, elections, the book.
+
+`Kernel` is the real one, `purelb_sm.net.fake.FakeKernel` lives in memory; both are a `KernelProtocol`, and one
+contract test runs on both.
+"""
+
+from purelb_sm.net.errors import (
+    DumpInterrupted,
+    ForeignAddress,
+    InterfaceMissing,
+    InterfaceUnsuitable,
+    KernelRefused,
+    NetError,
+    NotPermitted,
+)
+from purelb_sm.net.kernel import Kernel
+from purelb_sm.net.links import matching
+from purelb_sm.net.model import Change, Family, Held, Interface, IPAddress, IPNetwork, KernelProtocol, Wanted
+
+__all__ = [
+    "Change",
+    "DumpInterrupted",
+    "Family",
+    "ForeignAddress",
+    "Held",
+    "IPAddress",
+    "IPNetwork",
+    "Interface",
+    "InterfaceMissing",
+    "InterfaceUnsuitable",
+    "Kernel",
+    "KernelProtocol",
+    "KernelRefused",
+    "NetError",
+    "NotPermitted",
+    "Wanted",
+    "matching",
+]

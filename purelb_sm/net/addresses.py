@@ -1,0 +1,256 @@
+"""The kernel's address table: what is there, what of it is ours, and changing ours, many at a time.
+
+Invariants:
+* An address that is on the interface and does not carry our mark is neither changed nor removed. A replace would move
+  the mark over without a word, so a new address is always asked for exclusively.
+* What we renew stays: a renewal never passes through "removed".
+* Where our IPv4 addresses are, secondaries are promoted. Otherwise the kernel removes, with the first address of a
+  subnet, all the others of that subnet on the interface, the node's own included.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+
+import structlog
+
+from purelb_sm.net import links
+from purelb_sm.net import rtnetlink as nl
+from purelb_sm.net.errors import ForeignAddress, InterfaceMissing, NetError, from_errno
+from purelb_sm.net.model import Held, IPAddress, Wanted
+from purelb_sm.net.ownership import Key, Ownership
+
+log = structlog.get_logger(__name__)
+
+_IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, interface index
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_CACHEINFO, _IFA_FLAGS, _IFA_PROTO = 1, 2, 6, 8, 11
+_INFINITE = 0xFFFFFFFF
+
+IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_DEPRECATED = 0x02, 0x08, 0x20
+IFA_F_TENTATIVE, IFA_F_NOPREFIXROUTE = 0x40, 0x200
+
+# Gone already, or gone with its interface: what a removal wants is so.
+_GONE = (errno.EADDRNOTAVAIL, errno.ENODEV)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of the kernel's table. `peer` differs from `address` on point-to-point links only."""
+
+    address: IPAddress
+    peer: IPAddress
+    prefix_length: int
+    index: int
+    flags: int
+    protocol: int
+    valid_s: int | None
+
+    @property
+    def noprefixroute(self) -> bool:
+        return bool(self.flags & IFA_F_NOPREFIXROUTE)
+
+
+def entries(sock: nl.RtnlSocket) -> list[Entry]:
+    """The whole table, both families, all interfaces."""
+    messages = sock.dump(nl.RTM_GETADDR, _IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
+    parsed = (_entry(body) for kind, _flags, body in messages if kind == nl.RTM_NEWADDR)
+    return [entry for entry in parsed if entry is not None]
+
+
+def _entry(body: bytes) -> Entry | None:
+    family, prefix_length, flags, _scope, index = _IFADDR.unpack_from(body)
+    found = dict(nl.attributes(body, _IFADDR.size))
+    peer = found.get(_IFA_ADDRESS, found.get(_IFA_LOCAL))
+    if family not in (socket.AF_INET, socket.AF_INET6) or peer is None:
+        return None
+    kind: type[IPv4Address] | type[IPv6Address] = IPv4Address if family == socket.AF_INET else IPv6Address
+    if _IFA_FLAGS in found:
+        flags = struct.unpack("=I", found[_IFA_FLAGS])[0]
+    valid = struct.unpack_from("=II", found[_IFA_CACHEINFO])[1] if _IFA_CACHEINFO in found else _INFINITE
+    return Entry(
+        address=kind(found.get(_IFA_LOCAL, peer)),
+        peer=kind(peer),
+        prefix_length=prefix_length,
+        index=index,
+        flags=flags,
+        protocol=found.get(_IFA_PROTO, b"\0")[0],
+        valid_s=None if valid == _INFINITE else valid,
+    )
+
+
+def add_request(wanted: Wanted, index: int, mark: bytes, *, renew: bool) -> nl.Request:
+    """Adds an address that must not be there (EEXIST), or with `renew` changes the lifetime of one that is."""
+    flags = (IFA_F_NOPREFIXROUTE if wanted.noprefixroute else 0) | (IFA_F_NODAD if wanted.nodad else 0)
+    lifetime = _INFINITE if wanted.lifetime_s is None else wanted.lifetime_s
+    body = _identity(wanted.address, wanted.prefix_length, index)
+    body += nl.attribute(_IFA_FLAGS, struct.pack("=I", flags))
+    body += nl.attribute(_IFA_CACHEINFO, struct.pack("=IIII", lifetime, lifetime, 0, 0)) + mark
+    return nl.request(nl.RTM_NEWADDR, nl.NLM_F_CREATE | (nl.NLM_F_REPLACE if renew else nl.NLM_F_EXCL), body)
+
+
+def remove_request(address: IPAddress, prefix_length: int, index: int) -> nl.Request:
+    return nl.request(nl.RTM_DELADDR, 0, _identity(address, prefix_length, index))
+
+
+def _identity(address: IPAddress, prefix_length: int, index: int) -> bytes:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    packed = address.packed
+    header = _IFADDR.pack(family, prefix_length, 0, 0, index)
+    return header + nl.attribute(_IFA_LOCAL, packed) + nl.attribute(_IFA_ADDRESS, packed)
+
+
+@dataclass(slots=True)
+class _Step:
+    """A request, what it is about, and what to tell the journal when it is done."""
+
+    request: nl.Request
+    address: IPAddress
+    key: Key
+    adds: bool
+    new: bool = False
+
+
+@dataclass(slots=True)
+class _Work:
+    """What `apply` found out and will do. `answers` has an entry for each address from the beginning."""
+
+    answers: dict[IPAddress, NetError | None]
+    steps: list[_Step] = field(default_factory=list)
+
+    def refuse(self, address: IPAddress, error: NetError) -> None:
+        """The first error of an address is the one that is told."""
+        if self.answers[address] is None:
+            self.answers[address] = error
+
+
+class AddressTable:
+    """The table with our mark on it. Not thread safe: one thread at a time."""
+
+    def __init__(self, sock: nl.RtnlSocket, ownership: Ownership) -> None:
+        self._sock = sock
+        self._ownership = ownership
+        self._promoting: set[int] = set()
+
+    def all(self) -> list[Held]:
+        """All addresses of all interfaces, ours and foreign."""
+        names: dict[int, str | None] = {}
+        return [held for entry in entries(self._sock) if (held := self._held(entry, names)) is not None]
+
+    def held(self) -> list[Held]:
+        """Our addresses."""
+        return [one for one in self.all() if one.mine]
+
+    def _held(self, entry: Entry, names: dict[int, str | None]) -> Held | None:
+        if entry.index not in names:
+            names[entry.index] = links.name_of(self._sock, entry.index)
+        name = names[entry.index]
+        if name is None:  # The interface went away after the dump, and its addresses with it.
+            return None
+        return Held(
+            address=entry.address,
+            prefix_length=entry.prefix_length,
+            interface=name,
+            mine=self._is_mine(entry, name),
+            valid_s=entry.valid_s,
+            noprefixroute=entry.noprefixroute,
+            tentative=bool(entry.flags & IFA_F_TENTATIVE),
+            duplicate=bool(entry.flags & IFA_F_DADFAILED),
+        )
+
+    def _is_mine(self, entry: Entry, name: str) -> bool:
+        return self._ownership.is_mine((name, entry.address, entry.prefix_length), entry.protocol)
+
+    def apply(self, add: Sequence[Wanted], remove: Sequence[Held]) -> dict[IPAddress, NetError | None]:
+        """See `KernelProtocol.apply`. Additions go first, so that an address that moves from one interface to
+        another is never on neither."""
+        named: list[Wanted | Held] = [*add, *remove]
+        work = _Work({one.address: None for one in named})
+        indexes = {name: links.index_of(self._sock, name) for name in {one.interface for one in named}}
+        table: dict[tuple[int, IPAddress], list[Entry]] = defaultdict(list)
+        for entry in entries(self._sock):
+            table[entry.index, entry.address].append(entry)
+        kept: set[Key] = set()
+        for wanted in add:
+            index = indexes[wanted.interface]
+            if index is None:
+                work.refuse(wanted.address, InterfaceMissing(wanted.interface))
+            else:
+                kept.add((wanted.interface, wanted.address, wanted.prefix_length))
+                self._plan_add(work, wanted, index, table[index, wanted.address])
+        for held in remove:
+            index = indexes[held.interface]
+            if index is not None and (held.interface, held.address, held.prefix_length) not in kept:
+                self._plan_remove(work, held, index, table[index, held.address])
+        self._promote({index for index in indexes.values() if index is not None}, work.answers)
+        self._carry_out(work)
+        return work.answers
+
+    def _plan_add(self, work: _Work, wanted: Wanted, index: int, present: list[Entry]) -> None:
+        if any(not self._is_mine(entry, wanted.interface) for entry in present):
+            work.refuse(wanted.address, ForeignAddress(wanted.address, wanted.interface))
+            return
+        renew = False
+        for entry in present:
+            if (entry.prefix_length, entry.noprefixroute) == (wanted.prefix_length, wanted.noprefixroute):
+                renew = True
+            else:
+                # IPv6 knows an address once per interface, and IPv4 does not change these two: it must be made anew.
+                self._step_remove(work, wanted.interface, entry)
+        request = add_request(wanted, index, self._ownership.attributes(), renew=renew)
+        key = (wanted.interface, wanted.address, wanted.prefix_length)
+        work.steps.append(_Step(request, wanted.address, key, adds=True, new=not renew))
+
+    def _plan_remove(self, work: _Work, held: Held, index: int, present: list[Entry]) -> None:
+        for entry in present:
+            if entry.prefix_length != held.prefix_length:
+                continue
+            if self._is_mine(entry, held.interface):
+                self._step_remove(work, held.interface, entry)
+            else:
+                work.refuse(held.address, ForeignAddress(held.address, held.interface))
+
+    def _step_remove(self, work: _Work, interface: str, entry: Entry) -> None:
+        key = (interface, entry.address, entry.prefix_length)
+        request = remove_request(entry.address, entry.prefix_length, entry.index)
+        work.steps.append(_Step(request, entry.address, key, adds=False))
+
+    def _carry_out(self, work: _Work) -> None:
+        if not work.steps:
+            return
+        self._ownership.intend([step.key for step in work.steps if step.adds])
+        answers = self._sock.transact([step.request for step in work.steps])
+        gone: dict[Key, bool] = {}
+        for step, answer in zip(work.steps, answers, strict=True):
+            failed = answer.errno != 0 and (step.adds or answer.errno not in _GONE)
+            if failed:
+                work.refuse(step.address, _refusal(step, answer))
+            # The last step about a key decides whether the journal keeps it. A failed renewal or removal leaves it.
+            gone[step.key] = (failed and step.new) if step.adds else not failed
+        self._ownership.forget([key for key, is_gone in gone.items() if is_gone])
+
+    def _promote(self, indexes: Iterable[int], addresses: Iterable[IPAddress]) -> None:
+        if all(address.version == 6 for address in addresses):
+            return
+        for index in set(indexes) - self._promoting:
+            try:
+                if not links.promotes_secondaries(self._sock, index):
+                    links.promote_secondaries(self._sock, index, True)
+                    log.info("promote_secondaries switched on", interface=links.name_of(self._sock, index))
+            except NetError as failed:
+                # Worth a word, not worth refusing the address: it matters only when ours is the subnet's first.
+                log.warning("promote_secondaries not switched on", index=index, error=str(failed))
+            self._promoting.add(index)
+
+
+def _refusal(step: _Step, answer: nl.Answer) -> NetError:
+    interface = step.key[0]
+    if step.new and answer.errno == errno.EEXIST:
+        # It was not there when we looked: somebody else added it in between.
+        return ForeignAddress(step.address, interface)
+    return from_errno(answer.errno, interface, answer.detail)

@@ -1,0 +1,48 @@
+"""What a node is connected to: the subnets of its interfaces.
+
+A subnet comes from an address on the interface that is not ours. Not taken: our own addresses (a node must not believe
+that it is in a subnet because it answers for a Service there), link-local IPv6, loopback, addresses that are deprecated
+or that duplicate detection refused, and /32 and /128 addresses, which name a host and no subnet. So an interface that
+has only a /128 from DHCPv6 has no IPv6 subnet here, although a router may have announced an on-link prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from ipaddress import ip_network
+
+from purelb_sm.net import addresses, links
+from purelb_sm.net import rtnetlink as nl
+from purelb_sm.net.model import IPNetwork
+from purelb_sm.net.ownership import Ownership
+
+_UNUSABLE = addresses.IFA_F_DEPRECATED | addresses.IFA_F_DADFAILED
+
+
+def subnets(sock: nl.RtnlSocket, ownership: Ownership, interfaces: Collection[str]) -> dict[str, tuple[IPNetwork, ...]]:
+    """The subnets of each named interface, IPv4 first, in numeric order. See above for which addresses count."""
+    by_index = {index: name for name in interfaces if (index := links.index_of(sock, name)) is not None}
+    found: dict[str, set[IPNetwork]] = {name: set() for name in interfaces}
+    for entry in addresses.entries(sock):
+        name = by_index.get(entry.index)
+        if name is None or ownership.is_mine((name, entry.address, entry.prefix_length), entry.protocol):
+            continue
+        subnet = subnet_of(entry)
+        if subnet is not None:
+            found[name].add(subnet)
+    return {name: in_order(subnets) for name, subnets in found.items()}
+
+
+def subnet_of(entry: addresses.Entry) -> IPNetwork | None:
+    """The subnet that this address puts its interface in, or None."""
+    address = entry.address
+    host_only = entry.prefix_length == address.max_prefixlen
+    link_local_v6 = address.version == 6 and address.is_link_local
+    if host_only or link_local_v6 or address.is_loopback or entry.flags & _UNUSABLE:
+        return None
+    return ip_network((entry.peer, entry.prefix_length), strict=False)
+
+
+def in_order(subnets: Iterable[IPNetwork]) -> tuple[IPNetwork, ...]:
+    """IPv4 before IPv6, then by number."""
+    return tuple(sorted(subnets, key=lambda subnet: (subnet.version, int(subnet.network_address), subnet.prefixlen)))

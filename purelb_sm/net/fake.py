@@ -1,0 +1,250 @@
+"""A kernel in memory, for tests of what stands on `KernelProtocol`; the same contract test runs on it and on the real.
+
+Besides the protocol it has what happens to a node from outside: interfaces and routes come and go, someone adds or
+removes an address by hand, links go down, a request is refused. It outlives the `async with` of one agent, as the
+kernel outlives an agent process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import ip_interface, ip_network
+from types import TracebackType
+from typing import Self
+
+from purelb_sm.net import neighbours
+from purelb_sm.net.errors import ForeignAddress, InterfaceMissing, InterfaceUnsuitable, NetError
+from purelb_sm.net.facts import in_order
+from purelb_sm.net.links import DUMMY_KINDS
+from purelb_sm.net.model import Change, Family, Held, Interface, IPAddress, IPNetwork, Wanted
+from purelb_sm.net.monitor import RESYNC, PendingChanges
+
+Key = tuple[str, IPAddress, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """One announcement that went out, at `at` on the fake's clock."""
+
+    address: IPAddress
+    interface: str
+    at: float
+
+
+class FakeKernel:
+    """Implements `KernelProtocol` in memory. `clock` counts seconds and decides when lifetimes are over."""
+
+    def __init__(self, *, dummy_kind: str = "dummy", clock: Callable[[], float] = time.monotonic) -> None:
+        self.announced: list[Announcement] = []
+        self.applied: list[tuple[tuple[Wanted, ...], tuple[Held, ...]]] = []
+        self._dummy_kind = dummy_kind
+        self._clock = clock
+        self._links: dict[str, Interface] = {}
+        self._addresses: dict[Key, Held] = {}
+        self._expires: dict[Key, float] = {}
+        self._default_routes: dict[Family, dict[str, int]] = {4: {}, 6: {}}
+        self._refused: dict[IPAddress, NetError] = {}
+        self._subscribers: list[PendingChanges] = []
+        self._next_index = 1
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """The addresses stay, as in a real kernel."""
+
+    # What happens to a node from outside.
+
+    def add_interface(self, name: str, *addresses: str, kind: str | None = None, up: bool = True) -> None:
+        """A new interface with these foreign addresses, each as `address/prefix length`."""
+        index, self._next_index = self._next_index, self._next_index + 1
+        self._links[name] = Interface(index, name, bytes((2, 0, 0, 0, 0, index)), up, up, kind)
+        self._tell("link", name)
+        for address in addresses:
+            self.add_foreign(address, name)
+
+    def remove_interface(self, name: str) -> None:
+        link = self._links.pop(name)
+        for key in [key for key in self._addresses if key[0] == name]:
+            self._drop(key)
+        for routes in self._default_routes.values():
+            routes.pop(name, None)
+        self._tell_all(Change("link", link.index))
+
+    def set_default_route(self, family: Family, interface: str, metric: int = 0) -> None:
+        self._default_routes[family][interface] = metric
+        self._tell_all(Change("default_route", None))
+
+    def add_foreign(self, address: str, interface: str) -> None:
+        """An address, as `address/prefix length`, that is not ours."""
+        parsed = ip_interface(address)
+        length = parsed.network.prefixlen
+        self._addresses[interface, parsed.ip, length] = Held(parsed.ip, length, interface, False, None)
+        self._tell("address", interface)
+
+    def remove_by_hand(self, address: IPAddress, interface: str) -> None:
+        """What `ip address del` does, to ours and to others' addresses."""
+        for key in [key for key in self._addresses if key[:2] == (interface, address)]:
+            self._drop(key)
+            self._tell("address", interface)
+
+    def set_link(self, name: str, *, up: bool) -> None:
+        """A link that goes down loses its IPv6 addresses, ours and others', and keeps the IPv4 ones."""
+        self._links[name] = replace(self._links[name], up=up, carrier=up)
+        if not up:
+            for key in [key for key in self._addresses if key[0] == name and key[1].version == 6]:
+                self._drop(key)
+        self._tell("link", name)
+
+    def refuse(self, address: IPAddress, error: NetError | None) -> None:
+        """From now on every request about this address is answered with this error; None ends that."""
+        self._refused.pop(address, None)
+        if error is not None:
+            self._refused[address] = error
+
+    def lose_notices(self) -> None:
+        """The subscribers are told to look at everything again."""
+        self._tell_all(RESYNC)
+
+    # KernelProtocol.
+
+    async def interfaces(self) -> list[Interface]:
+        return sorted(self._links.values(), key=lambda link: link.index)
+
+    async def default_interface(self, family: Family) -> str | None:
+        routes = self._default_routes[family]
+        return min(routes, key=lambda name: routes[name], default=None)
+
+    async def subnets(self, interfaces: Collection[str]) -> dict[str, tuple[IPNetwork, ...]]:
+        found: dict[str, set[IPNetwork]] = {name: set() for name in interfaces}
+        for held in self._alive():
+            host_only = held.prefix_length == held.address.max_prefixlen
+            hidden = held.address.is_loopback or (held.address.version == 6 and held.address.is_link_local)
+            if held.interface in found and not (held.mine or host_only or hidden):
+                found[held.interface].add(ip_network((held.address, held.prefix_length), strict=False))
+        return {name: in_order(subnets) for name, subnets in found.items()}
+
+    async def held(self) -> list[Held]:
+        return [held for held in self._alive() if held.mine]
+
+    async def addresses(self) -> list[Held]:
+        return self._alive()
+
+    async def apply(self, add: Sequence[Wanted], remove: Sequence[Held]) -> dict[IPAddress, NetError | None]:
+        self.applied.append((tuple(add), tuple(remove)))
+        self._alive()
+        named: list[Wanted | Held] = [*add, *remove]
+        answers: dict[IPAddress, NetError | None] = {one.address: None for one in named}
+        for wanted in add:
+            answers[wanted.address] = self._refused.get(wanted.address) or self._add(wanted)
+        kept = {(wanted.interface, wanted.address, wanted.prefix_length) for wanted in add}
+        for held in remove:
+            key = (held.interface, held.address, held.prefix_length)
+            if key not in kept:
+                failed = self._refused.get(held.address) or self._remove(key)
+                answers[held.address] = answers[held.address] or failed
+        return answers
+
+    async def ensure_dummy(self, name: str) -> str:
+        if name not in self._links:
+            self.add_interface(name, kind=self._dummy_kind)
+        kind = self._links[name].kind
+        if kind not in DUMMY_KINDS:
+            raise InterfaceUnsuitable(name, f"is of kind {kind or 'device'}, not {' or '.join(DUMMY_KINDS)}")
+        return kind
+
+    async def announce(
+        self,
+        address: IPAddress,
+        ifname: str,
+        initial_delay_s: float = 0.1,
+        count: int = 3,
+        interval_s: float = 0.5,
+        *,
+        still_ours: Callable[[], bool],
+    ) -> int:
+        return await neighbours.announce(
+            self._send,
+            address,
+            ifname,
+            initial_delay_s=initial_delay_s,
+            count=count,
+            interval_s=interval_s,
+            still_ours=still_ours,
+        )
+
+    async def changes(self) -> AsyncGenerator[Change, None]:
+        pending = PendingChanges()
+        self._subscribers.append(pending)
+        try:
+            while True:
+                yield await pending.take()
+        finally:
+            self._subscribers.remove(pending)
+
+    def _send(self, address: IPAddress, ifname: str) -> bool:
+        link = self._links.get(ifname)
+        if link is None:
+            raise InterfaceMissing(ifname)
+        if link.up:
+            self.announced.append(Announcement(address, ifname, self._clock()))
+        return link.up
+
+    def _add(self, wanted: Wanted) -> NetError | None:
+        if wanted.interface not in self._links:
+            return InterfaceMissing(wanted.interface)
+        present = [key for key in self._addresses if key[:2] == (wanted.interface, wanted.address)]
+        if any(not self._addresses[key].mine for key in present):
+            return ForeignAddress(wanted.address, wanted.interface)
+        for old in present:
+            self._drop(old)
+        key = (wanted.interface, wanted.address, wanted.prefix_length)
+        self._addresses[key] = Held(
+            wanted.address,
+            wanted.prefix_length,
+            wanted.interface,
+            mine=True,
+            valid_s=wanted.lifetime_s,
+            noprefixroute=wanted.noprefixroute,
+        )
+        if wanted.lifetime_s is not None:
+            self._expires[key] = self._clock() + wanted.lifetime_s
+        self._tell("address", wanted.interface)
+        return None
+
+    def _remove(self, key: Key) -> NetError | None:
+        held = self._addresses.get(key)
+        if held is None:
+            return None
+        if not held.mine:
+            return ForeignAddress(held.address, held.interface)
+        self._drop(key)
+        self._tell("address", held.interface)
+        return None
+
+    def _drop(self, key: Key) -> None:
+        del self._addresses[key]
+        self._expires.pop(key, None)
+
+    def _alive(self) -> list[Held]:
+        """All addresses, after those whose lifetime is over have left."""
+        now = self._clock()
+        for key in [key for key, at in self._expires.items() if at <= now]:
+            self._drop(key)
+            self._tell("address", key[0])
+        return [
+            replace(held, valid_s=int(self._expires[key] - now)) if key in self._expires else held
+            for key, held in self._addresses.items()
+        ]
+
+    def _tell(self, kind: str, interface: str) -> None:
+        index = self._links[interface].index
+        self._tell_all(Change("link", index) if kind == "link" else Change("address", index))
+
+    def _tell_all(self, change: Change) -> None:
+        for pending in self._subscribers:
+            pending.tell(change)

@@ -1,0 +1,94 @@
+"""Network namespaces: made under a name that `ip netns` knows, entered by one thread at a time.
+
+A socket stays in the namespace where it was opened, so one process can hold sockets in many. Entering a namespace is a
+thing of the calling thread; here it is always a thread made for that one call, so that no thread of the program is ever
+left in a foreign namespace.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from pyroute2 import netns
+
+from purelb_sm.net import links
+from purelb_sm.net import rtnetlink as nl
+
+T = TypeVar("T")
+
+NETNS_DIRECTORY = Path("/run/netns")
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def path_of(name: str) -> Path:
+    return NETNS_DIRECTORY / name
+
+
+def create(name: str) -> None:
+    """Makes a network namespace and sets its loopback up. Raises `FileExistsError` when the name is taken."""
+    netns.create(name)
+    inside(name, _loopback_up)
+
+
+def remove(name: str) -> None:
+    """Removes the name; the namespace ends when its last process and socket do. Gone already is no error."""
+    if path_of(name).exists():
+        netns.remove(name)
+
+
+def exists(name: str) -> bool:
+    return path_of(name).exists()
+
+
+def inside(name: str, call: Callable[[], T]) -> T:
+    """What `call` returns when it is made inside the namespace. It must not block for long: the caller waits."""
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            _enter(name)
+            outcome.append(call())
+        except BaseException as failed:
+            failure.append(failed)
+
+    thread = threading.Thread(target=run, name=f"in-{name}")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
+def socket_opener(name: str) -> Callable[[int, int, int], socket.socket]:
+    """Opens sockets like `socket.socket` does, in that namespace."""
+
+    def open_socket(family: int, kind: int, protocol: int = 0) -> socket.socket:
+        return inside(name, lambda: socket.socket(family, kind, protocol))
+
+    return open_socket
+
+
+def _enter(name: str) -> None:
+    descriptor = os.open(path_of(name), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.setns(descriptor, _CLONE_NEWNET) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(path_of(name)))
+    finally:
+        os.close(descriptor)
+
+
+def _loopback_up() -> None:
+    sock = nl.RtnlSocket()
+    try:
+        links.set_up(sock, 1)
+    finally:
+        sock.close()

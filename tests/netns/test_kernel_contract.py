@@ -1,0 +1,293 @@
+"""What the agent relies on, shown on the kernel in memory and on the real one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from ipaddress import IPv4Address, ip_address, ip_network
+
+import pytest
+from netns_support import ip
+
+from purelb_sm.net import (
+    ForeignAddress,
+    Held,
+    InterfaceMissing,
+    InterfaceUnsuitable,
+    IPAddress,
+    Kernel,
+    KernelProtocol,
+    Wanted,
+)
+from purelb_sm.net.fake import FakeKernel
+from purelb_sm.sandbox.cluster import namespace
+
+NIC = "enp1s0"
+V4, V6 = ip_address("172.30.250.53"), ip_address("fd30:250::53")
+
+
+class FakeWorld:
+    """A node with one NIC that has a foreign address of each family."""
+
+    def __init__(self) -> None:
+        self.kernel: KernelProtocol = FakeKernel(dummy_kind="bridge")
+
+    @property
+    def fake(self) -> FakeKernel:
+        assert isinstance(self.kernel, FakeKernel)
+        return self.kernel
+
+    def add_nic(self, name: str, *addresses: str) -> None:
+        self.fake.add_interface(name, *addresses)
+
+    def add_foreign(self, address: str, interface: str) -> None:
+        self.fake.add_foreign(address, interface)
+
+    def remove_by_hand(self, address: IPAddress, length: int, interface: str) -> None:
+        self.fake.remove_by_hand(address, interface)
+
+    def default_route(self, family: int, interface: str, metric: int) -> None:
+        self.fake.set_default_route(4 if family == 4 else 6, interface, metric)
+
+    def set_link(self, name: str, state: str) -> None:
+        self.fake.set_link(name, up=state == "up")
+
+
+class RealWorld(FakeWorld):
+    """The same in a network namespace."""
+
+    def __init__(self, name: str, *, use_journal: bool, journal_directory: object) -> None:
+        self.name = name
+        self.kernel = Kernel(
+            open_socket=namespace.socket_opener(name),
+            use_journal=use_journal,
+            journal_directory=journal_directory,  # type: ignore[arg-type]
+        )
+
+    def add_nic(self, name: str, *addresses: str) -> None:
+        ip(self.name, "link", "add", name, "type", "veth", "peer", "name", f"{name}-far")
+        ip(self.name, "link", "set", f"{name}-far", "up")
+        ip(self.name, "link", "set", name, "up")
+        for address in addresses:
+            self.add_foreign(address, name)
+
+    def add_foreign(self, address: str, interface: str) -> None:
+        ip(self.name, "address", "add", address, "dev", interface, *(["nodad"] if ":" in address else []))
+
+    def remove_by_hand(self, address: IPAddress, length: int, interface: str) -> None:
+        ip(self.name, "address", "del", f"{address}/{length}", "dev", interface)
+
+    def default_route(self, family: int, interface: str, metric: int) -> None:
+        ip(self.name, f"-{family}", "route", "add", "default", "dev", interface, "metric", str(metric))
+
+    def set_link(self, name: str, state: str) -> None:
+        ip(self.name, "link", "set", name, state)
+
+
+@pytest.fixture(
+    params=["fake", pytest.param("real", marks=pytest.mark.root), pytest.param("journal", marks=pytest.mark.root)]
+)
+async def world(
+    request: pytest.FixtureRequest, make_namespace: Callable[[], str], tmp_path: object
+) -> AsyncIterator[FakeWorld]:
+    made = (
+        FakeWorld()
+        if request.param == "fake"
+        else RealWorld(make_namespace(), use_journal=request.param == "journal", journal_directory=tmp_path)
+    )
+    made.add_nic(NIC, "172.30.250.11/24", "fd30:250::11/64")
+    async with made.kernel:
+        yield made
+
+
+def local(address: IPAddress, lifetime_s: int | None = 300) -> Wanted:
+    return Wanted(
+        address, 24 if address.version == 4 else 64, NIC, lifetime_s=lifetime_s, noprefixroute=True, nodad=True
+    )
+
+
+async def by_address(kernel: KernelProtocol) -> dict[IPAddress, Held]:
+    return {held.address: held for held in await kernel.held()}
+
+
+@pytest.mark.parametrize("address", [V4, V6])
+async def test_what_is_added_is_held_and_what_is_removed_is_gone(world: FakeWorld, address: IPAddress) -> None:
+    assert await world.kernel.apply([local(address)], []) == {address: None}
+    held = (await by_address(world.kernel))[address]
+    assert (held.prefix_length, held.interface, held.mine, held.noprefixroute) == (
+        local(address).prefix_length,
+        NIC,
+        True,
+        True,
+    )
+    assert held.valid_s is not None
+    assert 295 <= held.valid_s <= 300
+    assert await world.kernel.apply([], [held]) == {address: None}
+    assert await world.kernel.held() == []
+
+
+async def test_foreign_addresses_are_not_held(world: FakeWorld) -> None:
+    assert await world.kernel.held() == []
+    everything = {held.address: held.mine for held in await world.kernel.addresses() if held.interface == NIC}
+    assert everything.items() >= {ip_address("172.30.250.11"): False, ip_address("fd30:250::11"): False}.items()
+
+
+@pytest.mark.parametrize("foreign", ["172.30.250.53/24", "172.30.250.53/32", "fd30:250::53/64", "fd30:250::53/128"])
+@pytest.mark.spec("C4")
+async def test_a_foreign_address_is_neither_taken_over_nor_removed(world: FakeWorld, foreign: str) -> None:
+    world.add_foreign(foreign, NIC)
+    text, length = foreign.split("/")
+    address = ip_address(text)
+    added = await world.kernel.apply([local(address)], [])
+    assert isinstance(added[address], ForeignAddress)
+    removed = await world.kernel.apply([], [Held(address, int(length), NIC, mine=True, valid_s=None)])
+    assert isinstance(removed[address], ForeignAddress)
+    assert await world.kernel.held() == []
+    assert (address, int(length)) in {(one.address, one.prefix_length) for one in await world.kernel.addresses()}
+
+
+@pytest.mark.parametrize("address", [V4, V6])
+async def test_adding_again_renews_the_lifetime(world: FakeWorld, address: IPAddress) -> None:
+    await world.kernel.apply([local(address, 30)], [])
+    await world.kernel.apply([local(address, 900)], [])
+    held = await world.kernel.held()
+    assert len(held) == 1
+    assert held[0].valid_s is not None
+    assert held[0].valid_s > 800
+    await world.kernel.apply([local(address, None)], [])
+    assert (await world.kernel.held())[0].valid_s is None
+
+
+@pytest.mark.parametrize("address", [V4, V6])
+async def test_another_prefix_length_replaces_the_first(world: FakeWorld, address: IPAddress) -> None:
+    await world.kernel.apply([local(address)], [])
+    narrow = Wanted(address, address.max_prefixlen, NIC, lifetime_s=300, nodad=True)
+    old = await world.kernel.held()
+    assert await world.kernel.apply([narrow], old) == {address: None}
+    held = await world.kernel.held()
+    assert [(one.prefix_length, one.noprefixroute) for one in held] == [(address.max_prefixlen, False)]
+
+
+@pytest.mark.parametrize("address", [V4, V6])
+async def test_an_address_moves_to_another_interface(world: FakeWorld, address: IPAddress) -> None:
+    await world.kernel.apply([local(address)], [])
+    await world.kernel.ensure_dummy("kube-lb0")
+    old = await world.kernel.held()
+    wanted = Wanted(address, address.max_prefixlen, "kube-lb0", nodad=True)
+    assert await world.kernel.apply([wanted], old) == {address: None}
+    assert [one.interface for one in await world.kernel.held()] == ["kube-lb0"]
+
+
+async def test_one_refusal_does_not_hold_up_the_others(world: FakeWorld) -> None:
+    elsewhere = ip_address("172.31.1.1")
+    foreign = ip_address("172.30.250.11")
+    answers = await world.kernel.apply(
+        [local(V4), Wanted(elsewhere, 32, "nowhere0"), local(foreign), local(V6)],
+        [],
+    )
+    assert answers[V4] is None
+    assert answers[V6] is None
+    assert isinstance(answers[elsewhere], InterfaceMissing)
+    assert isinstance(answers[foreign], ForeignAddress)
+    assert set(await by_address(world.kernel)) == {V4, V6}
+
+
+async def test_removing_what_is_gone_succeeds(world: FakeWorld) -> None:
+    await world.kernel.apply([local(V4), local(V6)], [])
+    held = await world.kernel.held()
+    world.remove_by_hand(V4, 24, NIC)
+    assert await world.kernel.apply([], held) == {V4: None, V6: None}
+    assert await world.kernel.apply([], held) == {V4: None, V6: None}
+
+
+async def test_the_first_of_a_subnet_leaves_and_the_others_stay(world: FakeWorld) -> None:
+    await world.kernel.ensure_dummy("kube-lb0")
+    block = [IPv4Address("172.31.1.0") + k for k in range(4)]
+    await world.kernel.apply([Wanted(one, 24, "kube-lb0") for one in block], [])
+    first = (await by_address(world.kernel))[block[0]]
+    await world.kernel.apply([], [first])
+    assert set(await by_address(world.kernel)) == set(block[1:])
+
+
+async def test_ours_first_of_its_subnet_leaves_and_the_foreign_one_stays(world: FakeWorld) -> None:
+    world.add_nic("enp2s0")
+    await world.kernel.apply([Wanted(IPv4Address("10.9.0.5"), 24, "enp2s0", lifetime_s=300, noprefixroute=True)], [])
+    world.add_foreign("10.9.0.11/24", "enp2s0")
+    await world.kernel.apply([], await world.kernel.held())
+    assert IPv4Address("10.9.0.11") in {one.address for one in await world.kernel.addresses()}
+
+
+@pytest.mark.spec("C2")
+async def test_the_interface_for_remote_addresses_is_made_once(world: FakeWorld) -> None:
+    kind = await world.kernel.ensure_dummy("kube-lb0")
+    assert kind in ("dummy", "bridge")
+    assert await world.kernel.ensure_dummy("kube-lb0") == kind
+    made = [link for link in await world.kernel.interfaces() if link.name == "kube-lb0"]
+    assert [(link.up, link.kind) for link in made] == [(True, kind)]
+
+
+async def test_an_interface_of_another_kind_is_not_used_for_remote_addresses(world: FakeWorld) -> None:
+    with pytest.raises(InterfaceUnsuitable):
+        await world.kernel.ensure_dummy(NIC)
+
+
+async def test_subnets_come_from_foreign_addresses_only(world: FakeWorld) -> None:
+    await world.kernel.apply([Wanted(ip_address("10.1.2.3"), 24, NIC, noprefixroute=True), local(V4), local(V6)], [])
+    world.add_foreign("192.0.2.7/32", NIC)
+    world.add_foreign("2001:db8::7/128", NIC)
+    world.add_foreign("10.8.0.1/16", NIC)
+    assert await world.kernel.subnets([NIC, "nowhere0"]) == {
+        NIC: (ip_network("10.8.0.0/16"), ip_network("172.30.250.0/24"), ip_network("fd30:250::/64")),
+        "nowhere0": (),
+    }
+
+
+async def test_the_default_interface_is_that_of_the_lowest_metric(world: FakeWorld) -> None:
+    world.add_nic("enp2s0", "10.8.0.1/16", "2001:db8::1/64")
+    assert await world.kernel.default_interface(4) is None
+    assert await world.kernel.default_interface(6) is None
+    for family in (4, 6):
+        world.default_route(family, NIC, 200)
+        world.default_route(family, "enp2s0", 100)
+    assert await world.kernel.default_interface(4) == "enp2s0"
+    assert await world.kernel.default_interface(6) == "enp2s0"
+
+
+@pytest.mark.spec("C13")
+async def test_another_process_finds_what_the_first_left(world: FakeWorld) -> None:
+    await world.kernel.apply([local(V4), local(V6)], [])
+    await world.kernel.__aexit__(None, None, None)
+    async with world.kernel:
+        held = await world.kernel.held()
+        assert {one.address for one in held} == {V4, V6}
+        assert await world.kernel.apply([], held) == {V4: None, V6: None}
+        assert await world.kernel.held() == []
+    await world.kernel.__aenter__()
+
+
+@pytest.mark.spec("C12")
+async def test_what_changes_is_told(world: FakeWorld) -> None:
+    await world.kernel.apply([local(V4)], [])
+    index = next(link.index for link in await world.kernel.interfaces() if link.name == NIC)
+    async with asyncio.timeout(10), aclosing(world.kernel.changes()) as changes:
+        assert (await anext(changes)).kind == "resync"
+        world.remove_by_hand(V4, 24, NIC)
+        async for change in changes:
+            if (change.kind, change.index) == ("address", index):
+                break
+        world.set_link(NIC, "down")
+        async for change in changes:
+            if (change.kind, change.index) == ("link", index):
+                break
+        world.set_link(NIC, "up")
+        world.default_route(4, NIC, 50)
+        async for change in changes:
+            if change.kind == "default_route":
+                break
+
+
+async def test_a_link_that_goes_down_loses_its_ipv6_addresses(world: FakeWorld) -> None:
+    await world.kernel.apply([local(V4), local(V6)], [])
+    world.set_link(NIC, "down")
+    assert set(await by_address(world.kernel)) == {V4}
