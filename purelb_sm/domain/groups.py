@@ -53,8 +53,8 @@ class Pool:
 class Group:
     """A ServiceGroup that can be used.
 
-    `agent_decides` is true of a v1 group: whether its addresses are local or remote depends on whether any node has
-    the subnet. `quarantine_s` is how long a released address is kept from other claims.
+    `agent_decides` is true of a group written as v1: whether its addresses are local or remote depends on whether any
+    node has the subnet. `quarantine_s` is how long a released address is kept from other claims.
     """
 
     name: str
@@ -96,7 +96,7 @@ def parse_group(view: ObjectView) -> Group:
         generation=view.generation,
         created_at=view.created_at or datetime.min.replace(tzinfo=UTC),
         pool_type=PoolType.REMOTE if kind == "remote" else PoolType.LOCAL,
-        agent_decides=view.api_version.endswith("/v1"),
+        agent_decides=kind == "local" and _agent_decides(view.api_version, body),
         pools=tuple(pool for _, pool in pools),
         avoid_first_last=_flag(f"spec.{kind}.avoidFirstLast", body.get("avoidFirstLast")),
         quarantine_s=_quarantine(f"spec.{kind}.quarantine", body.get("quarantine")),
@@ -138,9 +138,10 @@ def _first_clash(group: Group, taken: Sequence[tuple[Pool, str]]) -> tuple[Pool,
 
 
 def _kind_of(version: str, spec: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The one kind of the spec. A group stored as v2 may have been written as v1, so `netbox` is known in both."""
     kinds = ("local", "netbox") if version == "v1" else ("local", "remote", "external")
-    present = [kind for kind in kinds if spec.get(kind) is not None]
-    if len(present) != 1:
+    present = [kind for kind in ("local", "remote", "external", "netbox") if spec.get(kind) is not None]
+    if len(present) != 1 or (version == "v1" and present[0] not in kinds):
         raise InvalidGroup("spec", ", ".join(present), f"must have exactly one of {', '.join(kinds)}")
     kind = present[0]
     if kind in ("netbox", "external"):
@@ -148,6 +149,18 @@ def _kind_of(version: str, spec: Mapping[str, Any]) -> tuple[str, Mapping[str, A
             f"spec.{kind}", kind, "addresses from an outside IPAM are not supported yet: list the ranges under local"
         )
     return kind, _mapping(f"spec.{kind}", spec[kind])
+
+
+def _agent_decides(api_version: str, body: Mapping[str, Any]) -> bool:
+    """True of what was written as v1.
+
+    The API server keeps one version of an object and shows it as any. What tells which one it was written as is
+    `announce: auto`, a default that the schema of v1 fills in and that of v2 does not.
+    """
+    announce = body.get("announce")
+    if announce not in (None, "local", "auto"):
+        raise InvalidGroup("spec.local.announce", announce, "must be local or auto")
+    return announce == "auto" or (announce is None and api_version.endswith("/v1"))
 
 
 def _pools(path: str, body: Mapping[str, Any]) -> tuple[list[tuple[str, Pool]], list[str]]:
