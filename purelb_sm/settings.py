@@ -36,7 +36,7 @@ class AllocatorSettings(ClusterSettings):
     cluster_name: str = Field("default", description="name of this cluster in the book")
     identity: str = Field("", description="name of this allocator in the leader Lease; empty: host name and pid")
     load_balancer_class: str = Field(
-        "purelb.io/purelb", alias="class", description="the spec.loadBalancerClass we serve"
+        "purelb.io/purelb", validation_alias="purelb_class", description="the spec.loadBalancerClass we serve"
     )
     default_class: bool = Field(True, description="serve Services without a loadBalancerClass too")
     leader_lease_s: float = Field(15.0, gt=0, description="how long leadership outlives its holder")
