@@ -1,0 +1,95 @@
+"""The annotations `purelb.io/announcing-IPv4` and `-IPv6`: which node holds which local address of a Service (C9).
+
+One address of a family: `node, interface`. Several: `node,interface,ip`, separated by spaces, in the order of the
+ingress. All nodes write the same annotation, so each changes its own entry only, and replaces that of a node which the
+election says is not, or no longer, the holder. An interface's name may hold commas, a node's name may not: an entry is
+split at its first comma and at its last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Final, NamedTuple
+
+from purelb_sm.domain import names
+from purelb_sm.domain.addresses import Address, Family, family_of, parse_ip
+from purelb_sm.domain.views import ServiceView
+from purelb_sm.errors import InvalidAddress
+
+_ANNOTATIONS: Final = {Family.IPV4: names.ANNOUNCING_V4, Family.IPV6: names.ANNOUNCING_V6}
+
+
+class Holder(NamedTuple):
+    """Who says that it holds an address, and where."""
+
+    node: str
+    interface: str
+
+
+def announcing_changes(
+    view: ServiceView,
+    addresses: Collection[Address],
+    node: str,
+    mine: Mapping[Address, str],
+    remote: Collection[Address],
+    winner: Callable[[Address], str | None],
+) -> dict[str, str | None]:
+    """The annotations that `node` has to write on the Service, None to remove one; empty when they are right.
+
+    `addresses` are those of the ingress; `mine` the ones that this node holds as local, with the interface; `remote`
+    those that are nobody's in particular; `winner` names the node that should hold an address.
+    """
+    changes: dict[str, str | None] = {}
+    for family, annotation in _ANNOTATIONS.items():
+        own = [address for address in addresses if family_of(address) is family]
+        text = view.annotation(annotation)
+        entries = parse_announcing(text or "", own)
+        wanted: dict[Address, Holder] = {}
+        for address in own:
+            holder = _holder(address, entries.get(address), node, mine, winner)
+            if holder is not None and address not in remote:
+                wanted[address] = holder
+        rendered = render_announcing(wanted, own)
+        if (rendered or None) != text:
+            changes[annotation] = rendered or None
+    return changes
+
+
+def _holder(
+    address: Address,
+    entry: Holder | None,
+    node: str,
+    mine: Mapping[Address, str],
+    winner: Callable[[Address], str | None],
+) -> Holder | None:
+    if address in mine:
+        return Holder(node, mine[address])
+    if entry is not None and entry.node == node and winner(address) in (None, node):
+        return None
+    # Another's entry is its own affair, or the new holder's; and ours stays until that one has replaced it.
+    return entry
+
+
+def parse_announcing(text: str, addresses: Collection[Address]) -> dict[Address, Holder]:
+    """The entries for `addresses` (of one family). What cannot be read, or is about another address, is left out."""
+    node, _, interface = text.partition(", ")
+    if len(addresses) == 1 and node and interface and not (" " in interface or "," in node or " " in node):
+        return {next(iter(addresses)): Holder(node, interface)}
+    found: dict[Address, Holder] = {}
+    for entry in text.split():
+        node, _, rest = entry.partition(",")
+        interface, _, ip = rest.rpartition(",")
+        try:
+            address = parse_ip(ip)
+        except InvalidAddress:
+            continue
+        if node and interface and address in addresses:
+            found.setdefault(address, Holder(node, interface))
+    return found
+
+
+def render_announcing(holders: Mapping[Address, Holder], addresses: Collection[Address]) -> str:
+    """The annotation's text, empty without a holder. Equal for equal holders, whoever renders it."""
+    if len(addresses) == 1:
+        return ", ".join(next(iter(holders.values()))) if holders else ""
+    return " ".join(f"{holders[a].node},{holders[a].interface},{a}" for a in addresses if a in holders)
