@@ -120,6 +120,7 @@ class EndpointSliceView:
     resource_version: str
     service: ServiceKey | None
     endpoints: tuple[EndpointView, ...] = ()
+    uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)

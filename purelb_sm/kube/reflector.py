@@ -1,0 +1,432 @@
+"""A copy of one kind, kept equal to the API server by list and watch.
+
+Owns the cache and the watch's position. Knows nothing of what the objects mean. Whatever the server does (refuse, hang,
+abort, forget the past, go back in time, send what we cannot read) the reflector goes on with bounded requests, and the
+cache is either what the server last said or, from the next list on, corrected by comparing.
+
+Order of calls, all synchronous in the loop: the cache holds the new state, then `on_listed` (after a list only), then
+`on_change` for each difference. So whoever is told of a change reads a cache that has it, and whoever must not act on
+an implausible list knows of it before the first of its changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Generic, TypeVar
+
+import msgspec
+import structlog
+
+from purelb_sm.errors import Gone, KubeError, Unavailable
+from purelb_sm.kube.client import KubeClient, Silent, watch_error
+from purelb_sm.kube.objects import Identity, Kind, Undecodable, Versioned, decode_identity
+
+log = structlog.get_logger(__name__)
+
+K = TypeVar("K")
+V = TypeVar("V", bound=Versioned)
+
+PAGE: Final = 500
+IDLE_S: Final = 80.0
+"""Without a byte for so long a watch is opened anew. Servers send a bookmark about every minute."""
+WATCH_S: Final = (240.0, 300.0)
+"""For how long a watch is asked for: spread, so that a cluster's agents do not come back all at once."""
+SETTLED_S: Final = 5.0
+"""A watch that stood for so long was a good one: the next starts without delay."""
+FIRST_DELAY_S: Final = 0.2
+LAST_DELAY_S: Final = 30.0
+PROGRESS_DELAY_S: Final = 1.0
+STUCK_AFTER: Final = 3
+"""After so many lines in a row that were no events, without a step forward, list again."""
+
+
+class Change(StrEnum):
+    ADDED = "ADDED"
+    MODIFIED = "MODIFIED"
+    DELETED = "DELETED"
+
+
+def is_older(one: str, other: str) -> bool:
+    """Whether resourceVersion `one` is certainly older than `other`. The one place that looks into them.
+
+    They may be compared as integers of any size since 1.35 (KEP-5504), and always could in practice. What is no
+    integer is never called older.
+    """
+    if not (one.isascii() and one.isdigit() and other.isascii() and other.isdigit()):
+        return False
+    return int(one) < int(other)
+
+
+@dataclass(slots=True)
+class ReflectorStats:
+    """Counters since start, for metrics and tests."""
+
+    lists: int = 0
+    watches: int = 0
+    events: int = 0
+    bookmarks: int = 0
+    expired: int = 0
+    silent: int = 0
+    errors: int = 0
+    undecodable: int = 0
+    callback_errors: int = 0
+
+
+class _Garbled(Unavailable):
+    """A line of a watch that is no event: it may be there again at every new try."""
+
+
+class _ListMeta(msgspec.Struct):
+    resource_version: str | None = msgspec.field(default=None, name="resourceVersion")
+    next_page: str | None = msgspec.field(default=None, name="continue")
+
+
+class _List(msgspec.Struct):
+    metadata: _ListMeta
+    items: list[msgspec.Raw] | None = None
+
+
+class _Event(msgspec.Struct):
+    """Two steps of decoding: an object that we cannot read must not hide that there was an event."""
+
+    type: str
+    object: msgspec.Raw
+
+
+_decode_list = msgspec.json.Decoder(_List).decode
+_decode_event = msgspec.json.Decoder(_Event).decode
+
+OnChange = Callable[[Change, V | None, V | None], None]
+OnListed = Callable[[int, int], None]
+
+
+class Reflector(Generic[K, V]):
+    """The cache of one kind. Run `run()` as a task; wait for `synced` before deciding anything by the cache.
+
+    `namespace` None is all namespaces. `field_selector` and `label_selector` go to the server; one that refuses them
+    (400) is asked without, so `keep` must say the same wherever it matters. `idle_s`: see IDLE_S; a kind that is
+    known to change often can have it shorter.
+    """
+
+    def __init__(
+        self,
+        client: KubeClient,
+        kind: Kind[K, V],
+        *,
+        namespace: str | None = None,
+        field_selector: str = "",
+        label_selector: str = "",
+        keep: Callable[[V], bool] | None = None,
+        page: int = PAGE,
+        idle_s: float = IDLE_S,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.kind = kind
+        self.synced = asyncio.Event()
+        self.stats = ReflectorStats()
+        self._client = client
+        self._path = kind.resource.collection(namespace)
+        self._selectors = {"fieldSelector": field_selector, "labelSelector": label_selector}
+        self._keep = keep
+        self._page = page
+        self._idle_s = idle_s
+        self._clock = clock
+        self._sleep = sleep
+        self._rng = rng or random.Random()  # noqa: S311  # jitter, not a secret
+        self._cache: dict[K, V] = {}
+        self._version = ""
+        self._highest = ""
+        self._whole = False
+        self._contact = float("-inf")
+        self._delay_s = 0.0
+        self._stuck = 0
+        self._on_change: list[OnChange[V]] = []
+        self._on_listed: list[OnListed] = []
+        self._log = log.bind(kind=kind.resource.kind)
+
+    # What callers read.
+
+    def get(self, key: K) -> V | None:
+        return self._cache.get(key)
+
+    def items(self) -> Mapping[K, V]:
+        """The live cache: read it without waiting in between, and do not change it."""
+        return self._cache
+
+    def __len__(self) -> int:
+        return len(self._cache)
+
+    @property
+    def resource_version(self) -> str:
+        """How far the cache is: everything up to this version is in it. Empty before the first list."""
+        return self._version
+
+    @property
+    def staleness_s(self) -> float:
+        """Seconds since the server last said anything here; infinite before it first did."""
+        return self._clock() - self._contact
+
+    def on_change(self, callback: OnChange[V]) -> None:
+        """`callback(change, old, new)` for every change from now on. It must not raise, wait or take long."""
+        self._on_change.append(callback)
+
+    def on_listed(self, callback: OnListed) -> None:
+        """`callback(count_before, count_after)` after every list, before the changes that it brought."""
+        self._on_listed.append(callback)
+
+    def absorb(self, view: V) -> None:
+        """Takes what a conditional write of ours answered, so that the next decision does not act on the past.
+
+        Nobody is called: the writer knows. The watch's own event of that write is then no change. Only for answers to
+        writes that were conditional on the cached version, else another's change could pass unseen.
+        """
+        key = self._key_of(view)
+        cached = self._cache.get(key)
+        if cached is not None and cached.uid == view.uid and is_older(cached.resource_version, view.resource_version):
+            self._cache[key] = view
+
+    # The loop.
+
+    async def run(self) -> None:
+        """Lists and watches until cancelled."""
+        while True:
+            wait_s, stood_s, before = 0.0, 0.0, self.stats.events + self.stats.bookmarks
+            try:
+                if not self._version:
+                    await self._list()
+                started = self._clock()
+                try:
+                    await self._watch()
+                finally:
+                    stood_s = self._clock() - started
+            except Gone as error:
+                self.stats.expired += 1
+                self._version = ""
+                wait_s = error.retry_after_s or 0.0
+                self._log.info("watch_expired", error=str(error))
+            except KubeError as error:
+                wait_s = self._broken(error)
+            await self._pause(stood_s, wait_s, self.stats.events + self.stats.bookmarks > before)
+
+    def _broken(self, error: KubeError) -> float:
+        """Counts a failure; answers with how long the server asked us to stay away."""
+        if isinstance(error, Silent):
+            # The likeliest cause is a connection that died unnoticed; the server has done nothing wrong.
+            self.stats.silent += 1
+            return 0.0
+        self.stats.errors += 1
+        if isinstance(error, _Garbled):
+            self._stuck += 1
+            if self._stuck >= STUCK_AFTER:
+                self._version, self._stuck = "", 0
+        if error.status == 400 and self._selectors["fieldSelector"]:
+            # Which fields can be selected by depends on the server's version (Services by spec.type: not in old ones).
+            self._selectors["fieldSelector"] = ""
+            self._version = ""
+        self._log.warning("list_or_watch_failed", error=str(error), delay_s=round(self._delay_s, 1))
+        return error.retry_after_s or 0.0
+
+    async def _pause(self, stood_s: float, wait_s: float, progressed: bool) -> None:
+        """Back-off: doubles while watches are short-lived, whatever ended them; none after one that stood.
+
+        One that at least brought something is tried again within a second or so: cut short as it is, it is all the
+        news that we get.
+        """
+        if stood_s >= SETTLED_S and wait_s == 0.0:
+            self._delay_s = 0.0
+            return
+        limit_s = PROGRESS_DELAY_S if progressed else LAST_DELAY_S
+        self._delay_s = min(limit_s, max(FIRST_DELAY_S, self._delay_s * 2))
+        await self._sleep(max(wait_s * self._rng.uniform(1.0, 1.2), self._delay_s * self._rng.uniform(0.8, 1.2)))
+
+    # Listing.
+
+    async def _list(self) -> None:
+        self.stats.lists += 1
+        found: dict[K, V] = {}
+        unread: set[K] = set()
+        token = ""
+        while True:
+            try:
+                page = await self._client.get(self._path, _decode_list, query=self._list_query(token))
+            except Gone:
+                # The snapshot that we paged through is too old by now. The next list comes in one piece.
+                self._whole = bool(token)
+                raise
+            self._contact = self._clock()
+            for raw in page.items or ():
+                self._sort_in(raw, found, unread)
+            token = page.metadata.next_page or ""
+            if not token:
+                break
+            await asyncio.sleep(0)
+        self._whole = False
+        self._replace(found, unread, page.metadata.resource_version or "")
+
+    def _list_query(self, token: str) -> dict[str, str]:
+        query = {name: value for name, value in self._selectors.items() if value}
+        if not self._whole:
+            query["limit"] = str(self._page)
+        if token:
+            query["continue"] = token
+        return query
+
+    def _sort_in(self, raw: msgspec.Raw, found: dict[K, V], unread: set[K]) -> None:
+        try:
+            view = self.kind.decode(raw)
+        except Undecodable as error:
+            identity = self._unreadable(raw, error)
+            if identity is not None:
+                unread.add(self.kind.key(identity.namespace, identity.name))
+            return
+        if self._keep is None or self._keep(view):
+            found[self._key_of(view)] = view
+
+    def _replace(self, found: dict[K, V], unread: set[K], version: str) -> None:
+        """Takes a whole list at once, and tells the differences.
+
+        An object that is there but cannot be read stays as it was last read: to take it for deleted would release
+        what it holds. What a write of ours brought and the list does not know yet (`absorb`) is kept, unless the
+        server itself went back in time (a restored backup): then the list is right about everything.
+        """
+        old_cache = self._cache
+        went_back = is_older(version, self._highest)
+        for key, old in old_cache.items():
+            ahead = not went_back and is_older(version, old.resource_version)
+            if ahead or (key in unread and key not in found):
+                found[key] = old
+        self._cache = found
+        self._version = self._highest = version
+        self._call_listed(len(old_cache), len(found))
+        for key, old in old_cache.items():
+            if key not in found:
+                self._tell(Change.DELETED, old, None)
+        for key, new in found.items():
+            self._tell_difference(old_cache.get(key), new)
+        self.synced.set()
+
+    # Watching.
+
+    async def _watch(self) -> None:
+        self.stats.watches += 1
+        query = {name: value for name, value in self._selectors.items() if value}
+        query |= {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": self._version,
+            "timeoutSeconds": str(round(self._rng.uniform(*WATCH_S))),
+        }
+        async with aclosing(self._client.stream(self._path, query, idle_s=self._idle_s)) as lines:
+            async for line in lines:
+                self._contact = self._clock()
+                if line:
+                    self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        """One event. Raises Gone if the position is lost, _Garbled if the line is no event."""
+        try:
+            event = _decode_event(line)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise _Garbled(f"watch {self._path}: not an event: {error}") from error
+        if event.type == "ERROR":
+            raise self._watch_error(event.object)
+        try:
+            identity = decode_identity(event.object)
+        except Undecodable as error:
+            raise _Garbled(f"watch {self._path}: not an object: {error}") from error
+        if is_older(identity.resource_version, self._version):
+            # Within a watch versions only grow. The server has gone back in time: ask it for everything.
+            raise Gone(f"watch {self._path}: version went from {self._version} back to {identity.resource_version}")
+        self._stuck = 0
+        if event.type == "BOOKMARK":
+            self.stats.bookmarks += 1
+        else:
+            self.stats.events += 1
+            self._apply(event.type, event.object, identity)
+        # Even past an object that we cannot read: else the server would send it for ever.
+        self._version = self._highest = identity.resource_version or self._version
+
+    def _watch_error(self, status: msgspec.Raw) -> KubeError:
+        error = watch_error(status, f"watch {self._path}")
+        # A server that was restored from a backup may not know our version yet: it will never come.
+        if "Too large resource version" in str(error):
+            return Gone(str(error), status=error.status, kind_reason=error.kind_reason)
+        return error
+
+    def _apply(self, kind: str, raw: msgspec.Raw, identity: Identity) -> None:
+        key = self.kind.key(identity.namespace, identity.name)
+        old = self._cache.get(key)
+        if old is not None and is_older(identity.resource_version, old.resource_version):
+            return  # We absorbed a newer state already.
+        if kind == Change.DELETED:
+            self._drop(key)
+            return
+        try:
+            new = self.kind.decode(raw)
+        except Undecodable as error:
+            self._unreadable(raw, error)
+            return
+        if self._keep is not None and not self._keep(new):
+            self._drop(key)
+            return
+        self._cache[key] = new
+        self._tell_difference(old, new)
+
+    def _drop(self, key: K) -> None:
+        old = self._cache.pop(key, None)
+        if old is not None:
+            self._tell(Change.DELETED, old, None)
+
+    def _unreadable(self, raw: msgspec.Raw, error: Undecodable) -> Identity | None:
+        self.stats.undecodable += 1
+        try:
+            identity = decode_identity(raw)
+        except Undecodable:
+            identity = None
+        self._log.error(
+            "object_not_understood",
+            namespace=identity.namespace if identity else None,
+            name=identity.name if identity else None,
+            error=str(error),
+        )
+        return identity
+
+    # Telling.
+
+    def _key_of(self, view: V) -> K:
+        return self.kind.key_of(view)
+
+    def _tell_difference(self, old: V | None, new: V) -> None:
+        if old is None:
+            self._tell(Change.ADDED, None, new)
+        elif old.uid != new.uid:
+            # Deleted and made again while we looked away: two objects, so two changes.
+            self._tell(Change.DELETED, old, None)
+            self._tell(Change.ADDED, None, new)
+        elif old.resource_version != new.resource_version:
+            self._tell(Change.MODIFIED, old, new)
+
+    def _tell(self, change: Change, old: V | None, new: V | None) -> None:
+        for callback in self._on_change:
+            try:
+                callback(change, old, new)
+            except Exception:
+                # One wrong consumer must not cost the others their cache.
+                self.stats.callback_errors += 1
+                self._log.exception("change_callback_failed")
+
+    def _call_listed(self, before: int, after: int) -> None:
+        for callback in self._on_listed:
+            try:
+                callback(before, after)
+            except Exception:
+                self.stats.callback_errors += 1
+                self._log.exception("listed_callback_failed")
