@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
+from collections.abc import Callable
 from functools import cache
 
 from purelb_sm.sandbox.cluster import namespace
@@ -15,7 +17,7 @@ def why_no_namespaces() -> str | None:
     name = f"t{os.getpid()}-probe"
     try:
         namespace.create(name)
-    except OSError as refused:
+    except (OSError, namespace.NamespaceError) as refused:
         return f"cannot make network namespaces here: {refused}"
     namespace.remove(name)
     return None
@@ -25,3 +27,10 @@ def ip(name: str, *words: str) -> str:
     """What `ip -n NAMESPACE …` prints."""
     done = subprocess.run(["ip", "-n", name, *words], capture_output=True, text=True, check=True)
     return done.stdout
+
+
+async def until(true: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    """Returns as soon as it is true; raises TimeoutError when it does not become so."""
+    async with asyncio.timeout(timeout_s):
+        while not true():
+            await asyncio.sleep(0.01)
