@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from netns_support import why_no_namespaces
 
 from purelb_sm.sandbox.cluster import namespace
+from tests.netns.support import why_no_namespaces
 
 _count = itertools.count(1)
 

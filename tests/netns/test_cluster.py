@@ -14,11 +14,11 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from netns_support import ip, until
 
 from purelb_sm.net import Kernel, Wanted
 from purelb_sm.sandbox.cluster import ApiState, Cluster, PrefixTaken, cleanup_stale, namespace
 from purelb_sm.sandbox.cluster.layout import API_PORT, CLIENT, FABRIC, NODE_INTERFACE
+from tests.netns.support import ip, until
 
 pytestmark = pytest.mark.root
 

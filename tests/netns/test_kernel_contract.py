@@ -8,7 +8,6 @@ from contextlib import aclosing
 from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
-from netns_support import ip
 
 from purelb_sm.net import (
     ForeignAddress,
@@ -22,6 +21,7 @@ from purelb_sm.net import (
 )
 from purelb_sm.net.fake import FakeKernel
 from purelb_sm.sandbox.cluster import namespace
+from tests.netns.support import ip
 
 NIC = "enp1s0"
 V4, V6 = ip_address("172.30.250.53"), ip_address("fd30:250::53")
