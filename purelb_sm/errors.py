@@ -9,6 +9,8 @@ PurelbError
 ├── IllegalTransition     a state machine was asked for a move that its table does not have
 ├── StoreError
 │   ├── TermLost          another allocator leads now; nothing of this transaction was kept
+│   ├── Clash             a constraint refused: another holds it; build free space anew and go one by one
+│   ├── DatabaseUnavailable  locked, full, cut off or broken: worth trying again
 │   ├── SchemaMismatch    the database is older or newer than this program
 │   └── HistoryBroken     a row of the history was changed, removed or inserted
 ├── NetError              the kernel said no, by kind: see purelb_sm/net/errors.py
@@ -117,6 +119,22 @@ class TermLost(StoreError):
     """Another allocator has raised the term: this one must stop leading. Nothing of the transaction was kept."""
 
     reason = "TermLost"
+
+
+class Clash(StoreError):
+    """A constraint of the database refused (an address, port or name is taken). Nothing of the transaction was kept.
+
+    The caller's idea of what is free is wrong: build it anew from the book, and replay the batch one by one.
+    """
+
+    reason = "Clash"
+
+
+class DatabaseUnavailable(StoreError):
+    """No database, or it is locked, full, broken or cut off. Never half-kept: if it came from `commit`, all or nothing
+    of the transaction was kept, and loading again tells which."""
+
+    reason = "DatabaseUnavailable"
 
 
 class SchemaMismatch(StoreError):

@@ -1,0 +1,101 @@
+"""Rows as a transaction works on them: plain objects with a `state` that only `machines.fire` changes.
+
+They are cheaper than ORM instances by an order of magnitude, and written back by one statement per table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from purelb_sm.domain.addresses import Address, Family, family_of
+from purelb_sm.domain.book import BookedAllocation, BookedAnnouncement, BookedService
+from purelb_sm.domain.states import AllocationState, AnnouncementState, ServiceState
+from purelb_sm.domain.views import ServiceKey
+
+
+@dataclass(slots=True)
+class ServiceEntry:
+    """A row of `service`. `held`: ids of the allocations it is a member of now."""
+
+    uid: str
+    key: ServiceKey
+    state: ServiceState
+    reason: str
+    message: str
+    group: str
+    since: datetime
+    observed_at: datetime
+    held: set[int] = field(default_factory=set)
+    stored: bool = True
+    changed: bool = False
+
+    def booked(self) -> BookedService:
+        return BookedService(self.uid, self.key, self.state, self.reason, self.message, self.group, self.since)
+
+
+@dataclass(slots=True)
+class AllocationEntry:
+    """A row of `allocation`. `members`: uids of all its members now; `announced`: some node's kernel holds it."""
+
+    id: int
+    address: Address
+    group: str
+    claim: str
+    state: AllocationState
+    since: datetime
+    held_at: datetime
+    quarantined_until: datetime | None = None
+    released_at: datetime | None = None
+    members: set[str] = field(default_factory=set)
+    announced: bool = False
+    stored: bool = True
+    changed: bool = False
+
+    def booked(self) -> BookedAllocation:
+        return BookedAllocation(
+            self.id, self.address, self.group, self.claim, self.state, self.held_at, self.quarantined_until
+        )
+
+    def claimed_by(self) -> ServiceKey:
+        namespace, _, name = self.claim.partition("/")
+        return ServiceKey(namespace, name)
+
+    @property
+    def family(self) -> Family:
+        return family_of(self.address)
+
+
+@dataclass(slots=True)
+class AnnouncementEntry:
+    """One address on one interface of one node. `id` 0: the database has no row of it yet. `group`: its address's.
+
+    A row is a period in one state, so a move (`moved`) ends the row and begins another; what else the agent says of it
+    (`touched`) is changed in place.
+    """
+
+    id: int
+    allocation_id: int
+    address: Address
+    group: str
+    node: str
+    interface: str
+    prefix_length: int
+    state: AnnouncementState
+    since: datetime
+    valid_s: int | None = None
+    moved: bool = False
+    touched: bool = False
+
+    def booked(self) -> BookedAnnouncement:
+        return BookedAnnouncement(
+            self.id,
+            self.allocation_id,
+            self.address,
+            self.node,
+            self.interface,
+            self.prefix_length,
+            self.state,
+            self.since,
+            self.valid_s,
+        )

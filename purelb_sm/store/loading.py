@@ -1,0 +1,208 @@
+"""Reading rows into a workspace: a constant number of statements for a batch, whatever its size up to `CHUNK`.
+
+Literal conditions such as `state <> 'withdrawn'` are written into the SQL and not bound: with a bound value neither
+database can tell that a partial index answers the question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement, Select, exists, literal_column, select, tuple_
+
+from purelb_sm.domain.addresses import Address
+from purelb_sm.domain.book import Booked
+from purelb_sm.domain.states import AllocationState, ServiceState
+from purelb_sm.domain.views import ServiceKey
+from purelb_sm.models import Allocation, Announcement, Membership, Service, table
+from purelb_sm.store.entries import AllocationEntry, AnnouncementEntry, ServiceEntry
+from purelb_sm.store.workspace import Workspace
+
+CHUNK = 1000
+"""Values in one IN list; SQLite takes 32,766 and PostgreSQL 65,535, but long lists cost more to parse than to ask."""
+
+T = TypeVar("T")
+
+_S, _A, _M, _N = table(Service), table(Allocation), table(Membership), table(Announcement)
+
+
+def literal(value: str) -> ColumnElement[Any]:
+    """A constant of ours, in the text of the statement."""
+    return literal_column(f"'{value}'")
+
+
+LIVE = _S.c.state != literal(ServiceState.WITHDRAWN.value)
+NOT_RELEASED = _A.c.released_at.is_(None)
+RELEASING = _A.c.state == literal(AllocationState.RELEASING.value)
+QUARANTINED = _A.c.state == literal(AllocationState.QUARANTINED.value)
+MEMBER = _M.c.until_at.is_(None)
+CURRENT = _N.c.until_at.is_(None)
+
+_ANNOUNCED = exists().where(_N.c.allocation_id == _A.c.id, CURRENT, _N.c.state == literal("present")).label("announced")
+
+
+def load(ws: Workspace, wanted: Mapping[ServiceKey, str | None]) -> dict[ServiceKey, Booked]:
+    """All that the book says of these keys; each with the uid that asks now (None: nobody does)."""
+    ws.flush()
+    live: dict[ServiceKey, ServiceEntry] = {}
+    for keys in chunks(wanted):
+        for entry in _services(ws, _live_by_key(ws.cluster, keys)):
+            live[entry.key] = entry
+    asking = [uid for key, uid in wanted.items() if uid and not (key in live and live[key].uid == uid)]
+    former = {entry.uid: entry for entry in _by_uid(ws, asking) if entry.state is ServiceState.WITHDRAWN}
+    load_held(ws, list(live.values()))
+    reclaimable = _reclaimable(ws, wanted)
+    return {
+        key: _booked(ws, live.get(key), former.get(uid or ""), reclaimable.get(str(key), ()))
+        for key, uid in wanted.items()
+    }
+
+
+def load_held(ws: Workspace, services: Sequence[ServiceEntry]) -> None:
+    """The allocations of these Services, with all their members and whether a node announces them."""
+    for entry in services:
+        entry.held.clear()
+    for group in chunks([entry.uid for entry in services]):
+        mine = select(_M.c.allocation_id).where(_M.c.service_uid.in_(group), MEMBER)
+        _with_members(ws, _allocations_with_members().where(_A.c.id.in_(mine)))
+
+
+def load_members(ws: Workspace, allocation_ids: Iterable[int]) -> list[ServiceEntry]:
+    """The Services that are members of these allocations, each with everything it holds."""
+    uids: set[str] = set()
+    for group in chunks(allocation_ids):
+        rows = ws.db.rows(select(_M.c.service_uid).where(_M.c.allocation_id.in_(group), MEMBER).distinct())
+        uids.update(row[0] for row in rows)
+    services = _by_uid(ws, sorted(uids))
+    load_held(ws, services)
+    return services
+
+
+def load_allocations(
+    ws: Workspace, where: ColumnElement[bool], limit: int | None = None, order: ColumnElement[Any] = _A.c.id
+) -> list[AllocationEntry]:
+    """Allocations without their members."""
+    statement = select(_A, _ANNOUNCED).where(where).order_by(order)
+    return [_allocation(ws, row) for row in ws.db.rows(statement.limit(limit))]
+
+
+def load_by_address(ws: Workspace, addresses: Iterable[Address]) -> dict[Address, AllocationEntry]:
+    """The allocation of each address that is not released."""
+    found = [e for some in chunks(addresses) for e in load_allocations(ws, _A.c.address.in_(some) & NOT_RELEASED)]
+    return {entry.address: entry for entry in found}
+
+
+def load_announcements(ws: Workspace, where: ColumnElement[bool]) -> list[AnnouncementEntry]:
+    """Announcements that are not over, of allocations that are not released."""
+    statement = select(_N, _A.c.address, _A.c.group_name).join(_A, _A.c.id == _N.c.allocation_id)
+    return [_announcement(ws, row) for row in ws.db.rows(statement.where(where, CURRENT).order_by(_N.c.id))]
+
+
+def load_announcements_of(ws: Workspace, allocation_ids: Iterable[int], node: str | None = None) -> None:
+    """The announcements of these allocations that are not over; of one node where it is named."""
+    for some in chunks(allocation_ids):
+        where = _N.c.allocation_id.in_(some)
+        load_announcements(ws, where if node is None else where & (_N.c.node == node))
+
+
+def _live_by_key(cluster: str, keys: Sequence[ServiceKey]) -> Select[Any]:
+    names = [(key.namespace, key.name) for key in keys]
+    return select(_S).where(_S.c.cluster == cluster, tuple_(_S.c.namespace, _S.c.name).in_(names), LIVE)
+
+
+def _by_uid(ws: Workspace, uids: Sequence[str]) -> list[ServiceEntry]:
+    return [e for some in chunks(uids) for e in _services(ws, select(_S).where(_S.c.uid.in_(some)))]
+
+
+def _services(ws: Workspace, statement: Select[Any]) -> list[ServiceEntry]:
+    return [_service(ws, row) for row in ws.db.rows(statement)]
+
+
+def _reclaimable(ws: Workspace, keys: Iterable[ServiceKey]) -> dict[str, list[AllocationEntry]]:
+    found: dict[str, list[AllocationEntry]] = {}
+    on_its_way = (_A.c.state != literal(AllocationState.HELD.value)) & NOT_RELEASED
+    for claims in chunks(str(key) for key in keys):
+        for entry in load_allocations(ws, _A.c.claim.in_(claims) & on_its_way):
+            found.setdefault(entry.claim, []).append(entry)
+    return found
+
+
+def _booked(
+    ws: Workspace,
+    service: ServiceEntry | None,
+    former: ServiceEntry | None,
+    reclaimable: Iterable[AllocationEntry],
+) -> Booked:
+    held = [ws.allocations[number] for number in sorted(service.held)] if service is not None else []
+    return Booked(
+        service.booked() if service is not None else None,
+        former.booked() if former is not None else None,
+        tuple(entry.booked() for entry in held),
+        tuple(entry.booked() for entry in reclaimable),
+    )
+
+
+def _allocations_with_members() -> Select[Any]:
+    return select(_A, _ANNOUNCED, _M.c.service_uid).join(_M, (_M.c.allocation_id == _A.c.id) & MEMBER)
+
+
+def _with_members(ws: Workspace, statement: Select[Any]) -> None:
+    for row in ws.db.rows(statement):
+        entry = _allocation(ws, row)
+        entry.members.add(row.service_uid)
+        service = ws.services.get(row.service_uid)
+        if service is not None:
+            service.held.add(entry.id)
+
+
+def _service(ws: Workspace, row: Any) -> ServiceEntry:
+    known = ws.services.get(row.uid)
+    if known is None:
+        key = ServiceKey(row.namespace, row.name)
+        known = ws.services[row.uid] = ServiceEntry(
+            row.uid, key, row.state, row.reason, row.message, row.group_name, row.since, row.observed_at
+        )
+    return known
+
+
+def _allocation(ws: Workspace, row: Any) -> AllocationEntry:
+    known = ws.allocations.get(row.id)
+    if known is None:
+        known = ws.allocations[row.id] = AllocationEntry(
+            row.id, row.address, row.group_name, row.claim, row.state, row.since, row.held_at
+        )
+        known.quarantined_until, known.released_at = row.quarantined_until, row.released_at
+    known.announced = bool(row.announced)
+    return known
+
+
+def _announcement(ws: Workspace, row: Any) -> AnnouncementEntry:
+    key = (row.allocation_id, row.node, row.interface)
+    known = ws.announcements.get(key)
+    if known is None:
+        known = ws.announcements[key] = AnnouncementEntry(
+            row.id,
+            row.allocation_id,
+            row.address,
+            row.group_name,
+            row.node,
+            row.interface,
+            row.prefix_length,
+            row.state,
+            row.from_at,
+            row.valid_s,
+        )
+    return known
+
+
+def chunks(items: Iterable[T]) -> Iterator[list[T]]:
+    """In lists of at most CHUNK."""
+    some: list[T] = []
+    for item in items:
+        some.append(item)
+        if len(some) == CHUNK:
+            yield some
+            some = []
+    if some:
+        yield some

@@ -1,0 +1,119 @@
+"""The way out of the book: releasing → quarantined → released, two-phase (spec B5)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+
+from purelb_sm.domain.book import BookedAllocation, BookedAnnouncement, Releasing
+from purelb_sm.domain.states import AllocationTrigger, AnnouncementState, AnnouncementTrigger
+from purelb_sm.domain.views import ServiceKey
+from purelb_sm.errors import StoreError
+from purelb_sm.models import Allocation, Membership, Service, table
+from purelb_sm.store import loading
+from purelb_sm.store.entries import AllocationEntry
+from purelb_sm.store.workspace import Workspace
+
+_A, _M, _S = table(Allocation), table(Membership), table(Service)
+
+
+def releasing(ws: Workspace, limit: int, after: int = 0) -> list[Releasing]:
+    """Allocations on their way out, by id, those after `after` only: page on, so that a stuck one hides no other.
+
+    `members` are all Services that were ever members of it: any of their statuses may still show the address.
+    """
+    ws.flush()
+    entries = loading.load_allocations(ws, loading.RELEASING & (_A.c.id > after), limit)
+    numbers = [entry.id for entry in entries]
+    loading.load_announcements_of(ws, numbers)
+    members = _members_ever(ws, numbers)
+    return [
+        Releasing(e.booked(), e.since, tuple(members.get(e.id, ())), tuple(ws.live_announcements(e.id)))
+        for e in entries
+    ]
+
+
+def confirm_release(
+    ws: Workspace, allocation_id: int, quarantined_until: datetime, reason: str, gone: Collection[int]
+) -> None:
+    """No Service shows it and no node announces it: the quarantine begins.
+
+    `gone` are ids of announcements (as `releasing` gave them) whose node holds the address no more although nobody
+    reported so: the node left the cluster, or its kernel dropped the address at the end of its lifetime. An
+    announcement that has moved since has another id, so a judgement never outlives what it was made of.
+    Raises IllegalTransition where another announcement stands in the way.
+    """
+    allocation = _known(ws, allocation_id)
+    announcements = [e for e in ws.announcements.values() if e.allocation_id == allocation_id]
+    in_the_way = [
+        e
+        for e in announcements
+        if e.id not in gone and e.state not in (AnnouncementState.FAILED, AnnouncementState.ABSENT)
+    ]
+    unseen = not in_the_way
+    ws.fire_allocation(
+        allocation,
+        AllocationTrigger.CONFIRM_RELEASE,
+        reason,
+        details=_judged(announcements),
+        unseen=unseen,
+    )
+    allocation.quarantined_until = quarantined_until
+    for entry in announcements:
+        ws.fire_announcement(entry, AnnouncementTrigger.FOUND_ABSENT, "the release of its address was confirmed")
+
+
+def expire(ws: Workspace, limit: int) -> list[BookedAllocation]:
+    """Those whose quarantine is over at the time of this transaction, at most `limit`, the longest over first."""
+    ws.flush()
+    statement = loading.QUARANTINED & (_A.c.quarantined_until <= ws.now)
+    entries = loading.load_allocations(ws, statement, limit, order=_A.c.quarantined_until)
+    for entry in entries:
+        over = entry.quarantined_until is not None and entry.quarantined_until <= ws.now
+        ws.fire_allocation(entry, AllocationTrigger.EXPIRE, quarantine_over=over)
+        entry.quarantined_until, entry.released_at = None, ws.now
+    return [entry.booked() for entry in entries]
+
+
+def next_expiry(ws: Workspace) -> datetime | None:
+    """When the first quarantine ends, or None."""
+    ws.flush()
+    until = _A.c.quarantined_until
+    row = ws.db.row(select(until).where(loading.QUARANTINED).order_by(until).limit(1))
+    return None if row is None else row[0]
+
+
+def _known(ws: Workspace, allocation_id: int) -> AllocationEntry:
+    known = ws.allocations.get(allocation_id)
+    if known is None:
+        ws.flush()
+        if not loading.load_allocations(ws, _A.c.id == allocation_id):
+            raise StoreError(f"there is no allocation {allocation_id}")
+        loading.load_announcements_of(ws, [allocation_id])
+        known = ws.allocations[allocation_id]
+    return known
+
+
+def _judged(announcements: list[Any]) -> dict[str, object]:
+    """What was still in the book of it, for the history."""
+    return {"gone": [f"{e.node},{e.interface},{e.state}" for e in announcements]} if announcements else {}
+
+
+def _members_ever(ws: Workspace, numbers: list[int]) -> dict[int, list[ServiceKey]]:
+    found: dict[int, list[ServiceKey]] = {}
+    for some in loading.chunks(numbers):
+        statement = (
+            select(_M.c.allocation_id, _S.c.namespace, _S.c.name)
+            .join(_S, _S.c.uid == _M.c.service_uid)
+            .where(_M.c.allocation_id.in_(some))
+            .distinct()
+        )
+        for row in ws.db.rows(statement.order_by(_M.c.allocation_id, _S.c.namespace, _S.c.name)):
+            found.setdefault(row.allocation_id, []).append(ServiceKey(row.namespace, row.name))
+    return found
+
+
+__all__ = ["BookedAnnouncement", "confirm_release", "expire", "next_expiry", "releasing"]

@@ -1,0 +1,136 @@
+"""Unit: one transaction of the book, as the allocator uses it. Rolled back unless `commit` is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import ParamSpec, TypeVar
+
+from sqlalchemy import select
+
+from purelb_sm.domain.addresses import Address, AddressRange
+from purelb_sm.domain.book import Booked, BookedAllocation, BookedService, Plan, Releasing
+from purelb_sm.domain.groups import Group, Pool
+from purelb_sm.domain.reports import NodeReport
+from purelb_sm.domain.states import ServiceState
+from purelb_sm.domain.views import ServiceKey
+from purelb_sm.errors import InvalidGroup, StoreError
+from purelb_sm.models import Allocation, Service, table
+from purelb_sm.store import applying, grouping, loading, releasing, reporting
+from purelb_sm.store.reporting import ReportOutcome
+from purelb_sm.store.workspace import Workspace
+
+_S, _A = table(Service), table(Allocation)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Unit:
+    """All methods raise Clash, DatabaseUnavailable or StoreError; after any error the unit can only be left.
+
+    Services and allocations that a plan names must have been loaded in the same unit.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._ws = workspace
+        self._over = ""
+
+    def load(self, wanted: Mapping[ServiceKey, str | None]) -> dict[ServiceKey, Booked]:
+        """What the book says of each key; with the uid that asks now, or None. Five statements for a batch."""
+        return self._do(loading.load, self._ws, wanted)
+
+    def apply(self, plan: Plan) -> None:
+        """Fires the machines for each action. Written by table, many rows a statement, at the next query or commit.
+
+        Raises IllegalTransition where the plan does not fit the book.
+        """
+        self._do(applying.apply, self._ws, plan)
+
+    def commit(self) -> None:
+        """Writes what is pending and keeps it. Clash: nothing was kept. DatabaseUnavailable: all or nothing was."""
+        self._do(self._commit)
+        self._over = "was committed"
+
+    def held_addresses(self, ranges: Sequence[AddressRange]) -> Iterator[Address]:
+        """Every address in these ranges that is not released, as a stream: what is not free."""
+        self._do(self._ws.flush)
+        for each in ranges:
+            inside = _A.c.address.between(each.first, each.last) & (_A.c.family == each.family)
+            statement = select(_A.c.address).where(inside, loading.NOT_RELEASED).order_by(_A.c.address)
+            for row in self._ws.db.stream(statement):
+                yield row[0]
+
+    def live_services(self) -> Iterator[BookedService]:
+        """Every Service that is not withdrawn: at start, those no longer in the cluster were deleted meanwhile."""
+        self._do(self._ws.flush)
+        statement = select(_S).where(_S.c.cluster == self._ws.cluster, loading.LIVE)
+        for row in self._ws.db.stream(statement.order_by(_S.c.namespace, _S.c.name)):
+            yield _booked_service(row)
+
+    def waiting(self, limit: int) -> list[BookedService]:
+        """Pending Services, the one that has waited longest first."""
+        self._do(self._ws.flush)
+        pending = _S.c.state == loading.literal(ServiceState.PENDING.value)
+        statement = select(_S).where(_S.c.cluster == self._ws.cluster, pending).order_by(_S.c.since, _S.c.uid)
+        return [_booked_service(row) for row in self._do(self._ws.db.rows, statement.limit(limit))]
+
+    def record_groups(self, accepted: Mapping[str, Group], refused: Mapping[str, InvalidGroup]) -> None:
+        """Takes all groups of the cluster into the book; writes only what changed. A group in neither was removed."""
+        self._do(grouping.record_groups, self._ws, accepted, refused)
+
+    def accepted_pools(self) -> dict[str, tuple[Pool, ...]]:
+        """What was accepted before, for `domain.groups.accept_groups`."""
+        return self._do(grouping.accepted_pools, self._ws)
+
+    def take_report(self, report: NodeReport) -> ReportOutcome:
+        """Books what a node reports, each numbered move once. See ReportOutcome."""
+        return self._do(reporting.take_report, self._ws, report)
+
+    def lose_node(self, node: str, reason: str) -> ReportOutcome:
+        """The node is silent: what it was adding, held or was removing is lost to sight."""
+        return self._do(reporting.lose_node, self._ws, node, reason)
+
+    def releasing(self, limit: int, after: int = 0) -> list[Releasing]:
+        """Allocations on their way out with all that can hold them up, by id, from the one after `after`."""
+        return self._do(releasing.releasing, self._ws, limit, after)
+
+    def confirm_release(
+        self, allocation_id: int, quarantined_until: datetime, reason: str = "", *, gone: Collection[int] = ()
+    ) -> None:
+        """Phase two of a release. The caller vouches that no Service status shows the address.
+
+        The store itself refuses (IllegalTransition) while a node is booked as adding, present, removing or lost,
+        unless the id of that announcement is in `gone`: judged to be over without a report. All of them end.
+        """
+        self._do(releasing.confirm_release, self._ws, allocation_id, quarantined_until, reason, gone)
+
+    def expire(self, limit: int) -> list[BookedAllocation]:
+        """Ends quarantines that are over: these addresses are free for any claim once this is committed."""
+        return self._do(releasing.expire, self._ws, limit)
+
+    def next_expiry(self) -> datetime | None:
+        """When the next quarantine ends."""
+        return self._do(releasing.next_expiry, self._ws)
+
+    def _commit(self) -> None:
+        self._ws.flush()
+        self._ws.db.commit()
+
+    def _do(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        if self._over:
+            raise StoreError(f"this transaction {self._over}")
+        try:
+            return function(*args, **kwargs)
+        except BaseException:
+            # Memory and database may differ from here on: nothing more is taken, and nothing can be committed.
+            self._over = "failed"
+            raise
+
+
+def _booked_service(row: object) -> BookedService:
+    service: Service = row  # type: ignore[assignment]
+    key = ServiceKey(service.namespace, service.name)
+    return BookedService(
+        service.uid, key, service.state, service.reason, service.message, service.group_name, service.since
+    )
