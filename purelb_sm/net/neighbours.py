@@ -21,7 +21,7 @@ from ipaddress import IPv4Address, IPv6Address
 import structlog
 
 from purelb_sm.net import rtnetlink as nl
-from purelb_sm.net.errors import InterfaceMissing, InterfaceUnsuitable, NotPermitted
+from purelb_sm.net.errors import InterfaceMissing, InterfaceUnsuitable, NotPermitted, from_errno
 from purelb_sm.net.model import IPAddress
 
 log = structlog.get_logger(__name__)
@@ -90,7 +90,7 @@ class FrameSender:
     def send(self, address: IPAddress, ifname: str) -> bool:
         """Announces once. The MAC is read anew each time: it may have changed. False: the link is down.
 
-        Raises `InterfaceMissing`, or `InterfaceUnsuitable` for a link that is no Ethernet.
+        Raises `InterfaceMissing`, `InterfaceUnsuitable` for a link that is no Ethernet, or `KernelRefused`.
         """
         try:
             mac = self._mac(ifname)
@@ -101,11 +101,14 @@ class FrameSender:
                 raise InterfaceMissing(ifname) from failed
             if failed.errno in _NOBODY_HEARS:
                 return False
-            raise
+            raise from_errno(failed.errno or 0, ifname) from failed
         return True
 
     def _mac(self, ifname: str) -> bytes:
-        answer = fcntl.ioctl(self._socket, _SIOCGIFHWADDR, struct.pack("16s24x", ifname.encode()[:15]))
+        # A longer name would be cut by the kernel, perhaps to that of another interface.
+        if len(ifname.encode()) > 15:
+            raise InterfaceMissing(ifname)
+        answer = fcntl.ioctl(self._socket, _SIOCGIFHWADDR, struct.pack("16s24x", ifname.encode()))
         if struct.unpack_from("=H", answer, 16)[0] != _ARPHRD_ETHER:
             raise InterfaceUnsuitable(ifname, "is no Ethernet: its neighbours have no MAC table to correct")
         return answer[18:24]

@@ -7,6 +7,7 @@ know: what an API server says, Services, groups, the agent. Needs root, or a use
 from purelb_sm.sandbox.cluster.client import Sighting, Sniffer
 from purelb_sm.sandbox.cluster.cluster import Cluster
 from purelb_sm.sandbox.cluster.node_server import NodeServer
+from purelb_sm.sandbox.cluster.privileges import NoPrivileges, ensure_privileges, inherited_descriptors
 from purelb_sm.sandbox.cluster.process import NodeProcess
 from purelb_sm.sandbox.cluster.proxy import ApiState
 from purelb_sm.sandbox.cluster.state import PrefixTaken, cleanup_stale
@@ -14,10 +15,13 @@ from purelb_sm.sandbox.cluster.state import PrefixTaken, cleanup_stale
 __all__ = [
     "ApiState",
     "Cluster",
+    "NoPrivileges",
     "NodeProcess",
     "NodeServer",
     "PrefixTaken",
     "Sighting",
     "Sniffer",
     "cleanup_stale",
+    "ensure_privileges",
+    "inherited_descriptors",
 ]

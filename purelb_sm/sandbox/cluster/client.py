@@ -75,7 +75,7 @@ class Sniffer:
 
     def __init__(self, open_socket: OpenSocket, interface: str) -> None:
         self.seen: list[Sighting] = []
-        self._socket = open_socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
+        self._socket = open_socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self._socket.setblocking(False)
         self._socket.bind((interface, _ETH_P_ALL))

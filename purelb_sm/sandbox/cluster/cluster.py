@@ -70,7 +70,6 @@ class Cluster:
         self._handle_sigterm = handle_sigterm
         self._proxies: dict[str, ApiProxy] = {}
         self._processes: dict[str | None, list[NodeProcess]] = {}
-        self._off: set[str] = set()
         self._record: Path | None = None
 
     @property
@@ -227,7 +226,6 @@ class Cluster:
             one.kill()
         await asyncio.gather(*(one.wait() for one in running))
         await self._inside(node, _forget_configuration)
-        self._off.add(node)
 
     async def power_on(self, node: str) -> None:
         """The machine boots: its own addresses and routes, no process."""
@@ -235,7 +233,6 @@ class Cluster:
         await self._inside(node, lambda: self._configure_node(node))
         await self._port(node, up=True)
         await self.set_api(node, ApiState.REACHABLE)
-        self._off.discard(node)
 
     async def link_down(self, node: str, *, admin: bool = False) -> None:
         """The cable is pulled: the interface loses its carrier. `admin`: `ip link set down` on the node instead,

@@ -80,9 +80,13 @@ class ApiProxy:
     async def _listen(self) -> None:
         for address in API_ADDRESSES:
             listening = self._open_socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM, 0)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind((address, API_PORT))
-            self._servers.append(await asyncio.start_server(self._serve, sock=listening, limit=_CHUNK))
+            try:
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listening.bind((address, API_PORT))
+                self._servers.append(await asyncio.start_server(self._serve, sock=listening, limit=_CHUNK))
+            except OSError:
+                listening.close()
+                raise
 
     async def _stop_listening(self) -> None:
         servers, self._servers = self._servers, []

@@ -31,8 +31,8 @@ class Wiring:
         return found[0] if found else None
 
     def add_bridge(self, name: str) -> None:
-        # Without a forwarding delay a new port is heard at once.
-        self._ip.link("add", ifname=name, kind="bridge", br_forward_delay=0)
+        # Without a forwarding delay a new port is heard at once; without snooping every port hears all multicast.
+        self._ip.link("add", ifname=name, kind="bridge", br_forward_delay=0, br_mcast_snooping=0)
         self.set_link(name, up=True)
 
     def add_cable(self, name: str, bridge: str, far_namespace: str, far_name: str) -> None:
