@@ -14,7 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from purelb_sm.net import Change, DumpInterrupted, Interface, KernelRefused, NotPermitted, addresses, facts, links, monitor
+from purelb_sm.net import (
+    Change,
+    DumpInterrupted,
+    Interface,
+    KernelRefused,
+    NotPermitted,
+    addresses,
+    facts,
+    links,
+    monitor,
+)
 from purelb_sm.net import rtnetlink as nl
 from purelb_sm.sandbox.cluster import client
 
