@@ -2,12 +2,15 @@
 
 A report is a full state (`addresses`) and the last moves (`transitions`), numbered. The allocator books each number
 once; numbers it missed are made up for from the full state.
+
+A large report is cut into slices, one object each: NODE, NODE.1, NODE.2 and so on. Only all slices of one incarnation
+and sequence together are a report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from purelb_sm.domain.addresses import Address, parse_ip
@@ -17,6 +20,9 @@ from purelb_sm.errors import InvalidInput
 
 MAX_TRANSITIONS = 512
 """How many past moves a report carries at most; enough for a second of the busiest node."""
+SLICE_ADDRESSES = 500
+"""How many addresses one object carries: some 100 kB, far below what an object may have."""
+MAX_SLICES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,29 +66,76 @@ class NodeReport:
     transitions: tuple[ReportedTransition, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ReportSlice:
+    """Slice `index` of `count` (from 0) of a report. `part` has the report's head and this slice's own lists."""
+
+    index: int
+    count: int
+    part: NodeReport
+
+
+def slice_name(node: str, index: int) -> str:
+    """The name of the object that carries slice `index` of the node's report."""
+    return node if index == 0 else f"{node}.{index}"
+
+
 def render_report(report: NodeReport) -> dict[str, object]:
-    """The `spec` of the NodeAnnouncement object."""
+    """The `spec` of the NodeAnnouncement object that carries the whole report."""
+    return _render(report, report.addresses, report.transitions)
+
+
+def render_slices(report: NodeReport, size: int = SLICE_ADDRESSES) -> list[dict[str, object]]:
+    """The `spec`s of the objects that carry the report, in order: one, unless it has more than `size` addresses.
+
+    The transitions are in the first. Every slice says how many there are, so that none can be missing unnoticed.
+    """
+    starts = range(0, len(report.addresses), size)
+    if len(starts) <= 1:
+        return [render_report(report)]
+    return [
+        _render(report, report.addresses[start : start + size], report.transitions if start == 0 else ())
+        | {"slice": index, "slices": len(starts)}
+        for index, start in enumerate(starts)
+    ]
+
+
+def _render(
+    report: NodeReport, addresses: tuple[ReportedAddress, ...], transitions: tuple[ReportedTransition, ...]
+) -> dict[str, object]:
     return {
         "node": report.node,
         "incarnation": report.incarnation,
         "startedAt": render_time(report.started_at),
         "sequence": report.sequence,
-        "addresses": [_render_address(a) for a in report.addresses],
-        "transitions": [_render_transition(t) for t in report.transitions],
+        "addresses": [_render_address(a) for a in addresses],
+        "transitions": [_render_transition(t) for t in transitions],
     }
 
 
 def parse_report(view: ObjectView) -> NodeReport:
-    """Reads a NodeAnnouncement. Raises InvalidInput: on a wrong shape nothing of the report is taken.
+    """Reads a NodeAnnouncement that carries a whole report. Raises InvalidInput, also for one slice of several."""
+    found = parse_slice(view)
+    if found.count != 1:
+        raise InvalidInput(f"NodeAnnouncement {view.name} is slice {found.index} of {found.count}")
+    return found.part
 
-    The object's own name is the node's: what `spec.node` says must agree, so that one agent cannot speak for another
-    where the API server lets each write only its own object.
+
+def parse_slice(view: ObjectView) -> ReportSlice:
+    """Reads a NodeAnnouncement. Raises InvalidInput: on a wrong shape nothing of it is taken.
+
+    The object's own name is the node's, with the number of the slice: what `spec.node` and `spec.slice` say must agree,
+    so that one agent cannot speak for another where the API server lets each write only its own objects.
     """
     spec = _mapping(view.spec, "spec")
     node = _text(spec, "node")
-    if view.name != node:
-        raise InvalidInput(f"NodeAnnouncement {view.name} speaks for node {node!r}")
-    return NodeReport(
+    index = _number(spec, "slice") if spec.get("slice") is not None else 0
+    count = _number(spec, "slices") if spec.get("slices") is not None else 1
+    if view.name != slice_name(node, index):
+        raise InvalidInput(f"NodeAnnouncement {view.name} speaks for slice {index} of node {node!r}")
+    if not index < count <= MAX_SLICES:
+        raise InvalidInput(f"NodeAnnouncement {view.name} is slice {index} of {count}")
+    part = NodeReport(
         node=node,
         incarnation=_text(spec, "incarnation"),
         started_at=parse_time(_text(spec, "startedAt")),
@@ -90,6 +143,47 @@ def parse_report(view: ObjectView) -> NodeReport:
         addresses=tuple(_parse_address(_mapping(a, "address")) for a in _sequence(spec, "addresses")),
         transitions=tuple(_parse_transition(_mapping(t, "transition")) for t in _sequence(spec, "transitions")),
     )
+    return ReportSlice(index, count, part)
+
+
+def join_slices(views: Iterable[ObjectView], node: str | None = None) -> NodeReport | None:
+    """The report that `views` carry together, or None while a part of it is missing or of another moment.
+
+    The views are of one node; `node` says which (without it, the one whose own object is among them). Objects that
+    belong to no report of that node, left over or not its own, are passed by. Raises InvalidInput if its first object,
+    or one that belongs with that, cannot be read.
+    """
+    by_name = {view.name: view for view in views}
+    if node is None:
+        heads = [name for name, view in by_name.items() if _claimed_node(view) == name]
+        if len(heads) != 1:
+            return None
+        node = heads[0]
+    if node not in by_name:
+        return None
+    head = parse_slice(by_name[node])
+    parts = [head.part]
+    for index in range(1, head.count):
+        view = by_name.get(slice_name(node, index))
+        if view is None:
+            return None
+        found = parse_slice(view)
+        if (found.count, _moment(found.part)) != (head.count, _moment(head.part)):
+            return None
+        parts.append(found.part)
+    return replace(
+        head.part,
+        addresses=tuple(a for part in parts for a in part.addresses),
+        transitions=tuple(t for part in parts for t in part.transitions),
+    )
+
+
+def _claimed_node(view: ObjectView) -> object:
+    return view.spec.get("node") if isinstance(view.spec, Mapping) else None
+
+
+def _moment(report: NodeReport) -> tuple[str, str, datetime, int]:
+    return (report.node, report.incarnation, report.started_at, report.sequence)
 
 
 def render_time(at: datetime) -> str:
