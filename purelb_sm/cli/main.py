@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from purelb_sm.cli import allocator
+
 app = typer.Typer(
     name="purelb",
     help="A LoadBalancer for Kubernetes clusters without a cloud, with a book of who held which address.",
@@ -14,7 +16,11 @@ app = typer.Typer(
 
 @app.callback()
 def purelb() -> None:
-    """Verbs are registered by the modules imported below."""
+    """What `purelb` does without a verb: nothing, but say which there are."""
+
+
+# Each module imports what its verb needs only when the verb runs: an agent never loads the database.
+allocator.register(app)
 
 
 def main() -> None:

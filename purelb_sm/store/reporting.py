@@ -96,6 +96,14 @@ def lose_node(ws: Workspace, node: str, reason: str) -> ReportOutcome:
     return ReportOutcome(False, changed, releasing, len(touched))
 
 
+def announcing_nodes(ws: Workspace) -> set[str]:
+    """Names of the nodes with an announcement that is being added, is present, or is being removed."""
+    ws.flush()
+    holding = [_State.ADDING, _State.PRESENT, _State.REMOVING]
+    statement = select(_N.c.node).where(_N.c.until_at.is_(None), _N.c.state.in_(holding)).distinct()
+    return {row[0] for row in ws.db.rows(statement)}
+
+
 @dataclass(slots=True)
 class _Taking:
     """One report being booked. `full`: the report's state as a whole is compared, not its moves only."""

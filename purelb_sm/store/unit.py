@@ -91,6 +91,10 @@ class Unit:
         """The node is silent: what it was adding, held or was removing is lost to sight."""
         return self._do(reporting.lose_node, self._ws, node, reason)
 
+    def announcing_nodes(self) -> set[str]:
+        """Nodes of which a kernel may hold something, as booked: one of them without a Lease is to be judged lost."""
+        return self._do(reporting.announcing_nodes, self._ws)
+
     def releasing(self, limit: int, after: int = 0) -> list[Releasing]:
         """Allocations on their way out with all that can hold them up, by id, from the one after `after`."""
         return self._do(releasing.releasing, self._ws, limit, after)

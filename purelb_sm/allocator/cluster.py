@@ -1,0 +1,44 @@
+"""The allocator's hands in the cluster: status of Services and groups, and Events."""
+
+from __future__ import annotations
+
+from purelb_sm.allocator.groups import GroupNotice
+from purelb_sm.domain.book import EventNote, Publication
+from purelb_sm.domain.views import ServiceKey, ServiceView
+from purelb_sm.kube.client import MERGE_PATCH, KubeClient
+from purelb_sm.kube.events import EventRecorder
+from purelb_sm.kube.publish import publish
+from purelb_sm.kube.reflector import Reflector
+from purelb_sm.kube.resources import SERVICE_GROUPS
+
+
+class KubeCluster:
+    """Implements `publisher.Cluster` on a real API server."""
+
+    def __init__(
+        self, client: KubeClient, recorder: EventRecorder, services: Reflector[ServiceKey, ServiceView]
+    ) -> None:
+        self._client = client
+        self._recorder = recorder
+        self._services = services
+
+    async def publish(self, publication: Publication) -> ServiceView:
+        return await publish(self._client, publication)
+
+    def absorb(self, view: ServiceView) -> None:
+        self._services.absorb(view)
+
+    def record(self, key: ServiceKey, uid: str, resource_version: str, note: EventNote) -> None:
+        self._recorder.service(key, uid, resource_version, note)
+
+    async def tell_group(self, notice: GroupNotice) -> None:
+        """Writes the group's conditions, conditional on the version looked at, then its Events. Raises KubeError."""
+        view = notice.view
+        body = {
+            "metadata": {"uid": view.uid, "resourceVersion": view.resource_version},
+            "status": {"conditions": notice.conditions},
+        }
+        path = SERVICE_GROUPS.path(view.name, view.namespace, "status")
+        await self._client.request("PATCH", path, body=body, content_type=MERGE_PATCH)
+        for note in notice.events:
+            self._recorder.object(view, note)

@@ -1,0 +1,235 @@
+"""All work on the book, for the book's own thread: one Engine serves one term of leadership.
+
+Invariant: the free space says of every address in every accepted group whether the book has it. Whatever may break
+that (a failed transaction, a new set of groups) rebuilds it from the book before the next plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+import structlog
+
+from purelb_sm.domain.addresses import Address
+from purelb_sm.domain.book import Plan, Releasing
+from purelb_sm.domain.choose import World
+from purelb_sm.domain.freespace import FreeSpace
+from purelb_sm.domain.groups import DEFAULT_QUARANTINE_S, Group, accept_groups, parse_group
+from purelb_sm.domain.plan import plan
+from purelb_sm.domain.release import may_confirm
+from purelb_sm.domain.reports import NodeReport
+from purelb_sm.domain.views import ObjectView, ServiceKey, ServiceView
+from purelb_sm.errors import Clash, IllegalTransition, InvalidGroup, PurelbError
+from purelb_sm.store import Book, ReportOutcome, Unit
+
+log = structlog.get_logger(__name__)
+
+RELEASES_AT_ONCE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class GroupVerdicts:
+    """What became of each ServiceGroup. `changed`: plans may come out differently now."""
+
+    accepted: Mapping[str, Group]
+    refused: Mapping[str, InvalidGroup]
+    changed: bool
+
+
+@dataclass(slots=True)
+class ReleasePass:
+    """What one look at the releases did. `again_at`: when time alone may confirm or free one more."""
+
+    confirmed: int = 0
+    freed: list[Address] = field(default_factory=list)
+    waits_for: dict[Address, str] = field(default_factory=dict)
+    again_at: datetime | None = None
+
+    def not_before(self, at: datetime | None) -> None:
+        if at is not None:
+            self.again_at = at if self.again_at is None else min(self.again_at, at)
+
+
+class Engine:
+    """Synchronous, and used from one thread only. Raises TermLost from any method once another allocator leads."""
+
+    def __init__(
+        self,
+        book: Book,
+        term: int,
+        *,
+        clock: Callable[[], datetime],
+        load_balancer_class: str,
+        default_class: bool,
+        settle_s: float,
+    ) -> None:
+        self.term = term
+        self._book = book
+        self._clock = clock
+        self._class = load_balancer_class
+        self._default_class = default_class
+        self._settle_s = settle_s
+        self._groups: dict[str, Group] = {}
+        self._refused: dict[str, InvalidGroup] = {}
+        self._world: World | None = None
+
+    # Groups.
+
+    def set_groups(self, views: Sequence[ObjectView]) -> GroupVerdicts:
+        """Reads all ServiceGroups anew; books what is accepted when that has changed."""
+        parsed: list[Group] = []
+        refused: dict[str, InvalidGroup] = {}
+        for view in views:
+            try:
+                parsed.append(parse_group(view))
+            except InvalidGroup as error:
+                refused[view.name] = error
+        now = self._clock()
+        with self._book.transaction(self.term, now) as unit:
+            before = {name: group.pools for name, group in self._groups.items()} or unit.accepted_pools()
+            accepted, overlapping = accept_groups(parsed, before)
+            refused |= overlapping
+            changed = self._world is None or accepted != self._groups or _texts(refused) != _texts(self._refused)
+            if changed:
+                unit.record_groups(accepted, refused)
+                unit.commit()
+        self._groups, self._refused = accepted, refused
+        if changed:
+            self._world = None
+        return GroupVerdicts(accepted, refused, changed)
+
+    def _ready_world(self, unit: Unit) -> World:
+        """The world to plan in, its free space rebuilt from the book where it may be wrong."""
+        if self._world is None:
+            free = FreeSpace(self._groups)
+            free.take_all(unit.held_addresses(free.ranges()))
+            self._world = World(self._groups, free, _texts(self._refused), self._class, self._default_class)
+        return self._world
+
+    # Services.
+
+    def plan_batch(self, views: Mapping[ServiceKey, ServiceView | None]) -> list[Plan]:
+        """Plans and commits all keys in one transaction; one by one where together they clash.
+
+        Returns only plans that are committed. A key that cannot be booked at all is logged and left out: it blocks
+        nobody else.
+        """
+        try:
+            return self._plan_together(views)
+        except (Clash, IllegalTransition) as error:
+            if len(views) == 1:
+                log.error("plan_not_booked", service=str(next(iter(views))), error=str(error))
+                return []
+            log.warning("batch_replayed_one_by_one", services=len(views), error=str(error))
+        done: list[Plan] = []
+        for key, view in views.items():
+            done += self.plan_batch({key: view})
+        return done
+
+    def _plan_together(self, views: Mapping[ServiceKey, ServiceView | None]) -> list[Plan]:
+        now = self._clock()
+        try:
+            with self._book.transaction(self.term, now) as unit:
+                world = self._ready_world(unit)
+                booked = unit.load({key: view.uid if view else None for key, view in views.items()})
+                plans = [plan(key, view, booked[key], world, now) for key, view in views.items()]
+                acting = [made for made in plans if made.actions]
+                for made in acting:
+                    unit.apply(made)
+                if acting:
+                    unit.commit()
+        except BaseException:
+            self._world = None
+            raise
+        return plans
+
+    def live_keys(self) -> list[ServiceKey]:
+        """Every Service that the book has as asking: those gone from the cluster meanwhile are found by it."""
+        with self._book.transaction(self.term, self._clock()) as unit:
+            return [service.key for service in unit.live_services()]
+
+    def waiting_keys(self, limit: int) -> list[ServiceKey]:
+        """Pending Services, the longest waiting first (A29)."""
+        with self._book.transaction(self.term, self._clock()) as unit:
+            return [service.key for service in unit.waiting(limit)]
+
+    # Nodes.
+
+    def take_reports(self, reports: Sequence[NodeReport]) -> list[ReportOutcome]:
+        """Books what nodes report, all in one transaction; one node's impossible report spoils no other's."""
+        try:
+            with self._book.transaction(self.term, self._clock()) as unit:
+                outcomes = [unit.take_report(report) for report in reports]
+                unit.commit()
+                return outcomes
+        except IllegalTransition as error:
+            if len(reports) == 1:
+                log.error("report_not_booked", node=reports[0].node, error=str(error))
+                return []
+        return [outcome for report in reports for outcome in self.take_reports([report])]
+
+    def announcing_nodes(self) -> set[str]:
+        """Nodes that the book has as holding something: those without a live Lease are to be judged lost."""
+        with self._book.transaction(self.term, self._clock()) as unit:
+            return unit.announcing_nodes()
+
+    def lose_nodes(self, nodes: Collection[str], reason: str) -> list[ReportOutcome]:
+        with self._book.transaction(self.term, self._clock()) as unit:
+            outcomes = [unit.lose_node(node, reason) for node in sorted(nodes)]
+            unit.commit()
+            return outcomes
+
+    # Releases.
+
+    def release_pass(self, shows: Callable[[ServiceKey, Address], bool], nodes: Collection[str] | None) -> ReleasePass:
+        """Confirms what nothing shows any more, and frees what has been in quarantine long enough (B5, A21)."""
+        now = self._clock()
+        done = ReleasePass()
+        with self._book.transaction(self.term, now) as unit:
+            last = 0
+            while page := unit.releasing(RELEASES_AT_ONCE, last):
+                for releasing in page:
+                    self._judge(unit, releasing, shows, nodes, now, done)
+                last = page[-1].allocation.id
+            freed = [allocation.address for allocation in unit.expire(RELEASES_AT_ONCE)]
+            done.not_before(unit.next_expiry())
+            if done.confirmed or freed:
+                unit.commit()
+        # Only what is committed is free.
+        if self._world is not None:
+            for address in freed:
+                self._world.free.give_back(address)
+        done.freed = freed
+        return done
+
+    def _judge(
+        self,
+        unit: Unit,
+        releasing: Releasing,
+        shows: Callable[[ServiceKey, Address], bool],
+        nodes: Collection[str] | None,
+        now: datetime,
+        done: ReleasePass,
+    ) -> None:
+        allocation = releasing.allocation
+        verdict = may_confirm(releasing, shows, nodes, self._settle_s, now)
+        if not verdict.confirmed:
+            done.waits_for[allocation.address] = verdict.waits_for
+            done.not_before(verdict.again_at)
+            return
+        group = self._groups.get(allocation.group)
+        quarantine_s = group.quarantine_s if group else DEFAULT_QUARANTINE_S
+        # The verdict is about every announcement there is: those without a report are judged to be over by it.
+        judged = [announcement.id for announcement in releasing.announcements]
+        unit.confirm_release(allocation.id, now + timedelta(seconds=quarantine_s), gone=judged)
+        done.confirmed += 1
+
+    def head(self) -> tuple[int, str]:
+        """(seq, hash) of the history, to be shown outside the database (B4)."""
+        return self._book.head()
+
+
+def _texts(refused: Mapping[str, PurelbError]) -> dict[str, str]:
+    return {name: str(error) for name, error in refused.items()}

@@ -1,0 +1,161 @@
+"""What comes in from the cluster: caches that are kept by leaders and standbys alike, and marks of what has changed.
+
+Only marks: which keys to plan again, which nodes reported, that groups changed. Whoever leads takes them up; on a
+standby they are dropped, since a new leader looks at everything once anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import structlog
+
+from purelb_sm.domain import names
+from purelb_sm.domain.addresses import Address
+from purelb_sm.domain.publication import branded, current_condition
+from purelb_sm.domain.reports import NodeReport, join_slices
+from purelb_sm.domain.views import NodeView, ObjectView, ServiceKey, ServiceView
+from purelb_sm.errors import InvalidInput
+from purelb_sm.kube import objects
+from purelb_sm.kube.client import KubeClient
+from purelb_sm.kube.leases import Liveness
+from purelb_sm.kube.queue import WorkQueue
+from purelb_sm.kube.reflector import Change, Reflector
+
+log = structlog.get_logger(__name__)
+
+NODE_LABEL = names.PREFIX + "node"
+
+
+class Intake:
+    """The reflectors, and what they say has changed since it was last asked."""
+
+    def __init__(self, client: KubeClient, install_namespace: str) -> None:
+        self.queue = WorkQueue()
+        self.services = Reflector(client, objects.SERVICE)
+        self.groups = Reflector(client, objects.SERVICE_GROUP, namespace=install_namespace)
+        self.announcements = Reflector(client, objects.NODE_ANNOUNCEMENT, namespace=install_namespace)
+        self.leases = Reflector(client, objects.LEASE, namespace=install_namespace)
+        self.nodes = Reflector(client, objects.NODE)
+        self.liveness = Liveness(self.leases)
+        self.groups_changed = asyncio.Event()
+        self.nodes_changed = asyncio.Event()
+        self.releases_wanted = asyncio.Event()
+        self.reporting: set[str] = set()
+        self._leading = False
+        self.services.on_change(self._service_changed)
+        self.groups.on_change(lambda *_: self.groups_changed.set())
+        self.announcements.on_change(self._announcement_changed)
+        self.nodes.on_change(self._node_changed)
+        self.liveness.on_change(self._live_changed)
+
+    @property
+    def reflectors(self) -> tuple[Reflector[Any, Any], ...]:
+        return (self.services, self.groups, self.announcements, self.leases, self.nodes)
+
+    async def run(self) -> None:
+        """Keeps the caches until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for reflector in self.reflectors:
+                group.create_task(reflector.run())
+            group.create_task(self.liveness.run())
+
+    async def synced(self) -> None:
+        for reflector in self.reflectors:
+            await reflector.synced.wait()
+
+    @property
+    def well(self) -> bool:
+        """Whether the caches are full and fresh enough to decide by."""
+        return all(r.synced.is_set() and r.staleness_s < 120 for r in self.reflectors)
+
+    def lead(self) -> None:
+        """From now on marks are kept. Everything is marked, since all of it is new to a new leader."""
+        self._leading = True
+        self.groups_changed.set()
+        self.nodes_changed.set()
+        self.releases_wanted.set()
+        self.reporting = set(self.liveness.live())
+
+    def stop_leading(self) -> None:
+        self._leading = False
+        self.queue.clear()
+        self.reporting.clear()
+
+    # What the leader reads.
+
+    def relevant(self) -> tuple[list[ServiceKey], list[ServiceKey]]:
+        """Keys of the Services that may concern us: those that show an address under our brand, and the others.
+
+        The first go first: what they show must be adopted before anything new is given (a lost book is rebuilt).
+        """
+        showing: list[ServiceKey] = []
+        asking: list[ServiceKey] = []
+        for key, view in self.services.items().items():
+            if _concerns_us(view):
+                (showing if view.ingress and branded(view) else asking).append(key)
+        return showing, asking
+
+    def shows(self, key: ServiceKey, address: Address) -> bool:
+        """Whether the Service's status, as last seen, has this address."""
+        view = self.services.get(key)
+        return view is not None and str(address) in {entry.ip for entry in view.ingress}
+
+    def node_names(self) -> frozenset[str] | None:
+        """The Nodes of the cluster; None while there are none known, which is no reason to take them for gone."""
+        return frozenset(self.nodes.items()) or None
+
+    def take_reporting(self) -> list[NodeReport]:
+        """Reports not yet booked, of nodes that are live: a dead node's last words must not raise it."""
+        marked, self.reporting = self.reporting, set()
+        live = self.liveness.live()
+        return [report for node in sorted(marked) if node in live and (report := self._report(node)) is not None]
+
+    def _report(self, node: str) -> NodeReport | None:
+        views = [v for v in self.announcements.items().values() if _node_of(v) == node]
+        try:
+            return join_slices(views)
+        except InvalidInput as error:
+            log.warning("report_refused", node=node, error=str(error))
+            return None
+
+    def remark(self, nodes: Iterable[str]) -> None:
+        """Reports that could not be booked are looked at again."""
+        self.reporting.update(nodes)
+        self.nodes_changed.set()
+
+    # Marks.
+
+    def _service_changed(self, change: Change, old: ServiceView | None, new: ServiceView | None) -> None:
+        view = new or old
+        if view is None or not self._leading:
+            return
+        if (old and _concerns_us(old)) or (new and _concerns_us(new)):
+            self.queue.add(view.key)
+        if old is not None and old.ingress and (new is None or new.ingress != old.ingress):
+            self.releases_wanted.set()
+
+    def _announcement_changed(self, change: Change, old: ObjectView | None, new: ObjectView | None) -> None:
+        if new is not None and self._leading:
+            self.reporting.add(_node_of(new))
+            self.nodes_changed.set()
+
+    def _node_changed(self, change: Change, old: NodeView | None, new: NodeView | None) -> None:
+        if change is Change.DELETED:
+            self.releases_wanted.set()
+
+    def _live_changed(self, joined: frozenset[str], left: frozenset[str]) -> None:
+        # A node that comes back may have nothing new to report, and yet be booked as lost.
+        if self._leading:
+            self.reporting |= joined
+            self.nodes_changed.set()
+
+
+def _node_of(view: ObjectView) -> str:
+    return view.labels.get(NODE_LABEL) or view.name
+
+
+def _concerns_us(view: ServiceView) -> bool:
+    return view.type == "LoadBalancer" or branded(view) or current_condition(view) is not None

@@ -1,0 +1,137 @@
+"""Publishing: what is committed is shown, with bounded concurrency, and never twice at once for one Service.
+
+Knows nothing of why. A write that is not taken is not repeated here: its key goes back to the queue, and is planned
+anew from what the cluster then says (re-derive, never resume).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from purelb_sm.allocator.metrics import AllocatorMetrics
+from purelb_sm.domain.book import EventNote, Plan, Publication
+from purelb_sm.domain.views import ServiceKey, ServiceView
+from purelb_sm.errors import Conflict, KubeError, NotFound
+
+log = structlog.get_logger(__name__)
+
+RETRY_FIRST_S = 0.1
+RETRY_LAST_S = 30.0
+
+
+class Cluster(Protocol):
+    """What publishing needs of the cluster."""
+
+    async def publish(self, publication: Publication) -> ServiceView: ...
+
+    def record(self, key: ServiceKey, uid: str, resource_version: str, note: EventNote) -> None: ...
+
+    def absorb(self, view: ServiceView) -> None: ...
+
+
+class Publisher:
+    """Submit plans; `busy(key)` tells whether a write of that key is under way."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        requeue: Callable[[ServiceKey, float], None],
+        *,
+        concurrency: int,
+        metrics: AllocatorMetrics,
+        published: Callable[[ServiceKey], None] = lambda _: None,
+    ) -> None:
+        self._cluster = cluster
+        self._requeue = requeue
+        self._published = published
+        self._concurrency = concurrency
+        self._metrics = metrics
+        self._backlog: deque[tuple[Plan, ServiceView]] = deque()
+        self._wake = asyncio.Condition()
+        self._busy: set[ServiceKey] = set()
+        self._again: set[ServiceKey] = set()
+        self._failures: dict[ServiceKey, int] = {}
+
+    def busy(self, key: ServiceKey) -> bool:
+        """True while a write of `key` waits or runs; the key then comes back to the queue when that is over."""
+        if key in self._busy:
+            self._again.add(key)
+            return True
+        return False
+
+    async def submit(self, plans: list[tuple[Plan, ServiceView]]) -> None:
+        """Takes committed plans with the views they were made from. Waits while the backlog is long."""
+        async with self._wake:
+            await self._wake.wait_for(lambda: len(self._backlog) < self._concurrency * 20)
+            for item in plans:
+                self._busy.add(item[0].key)
+                self._backlog.append(item)
+            self._wake.notify_all()
+
+    async def run(self) -> None:
+        """Works until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._concurrency):
+                group.create_task(self._worker())
+
+    async def drained(self) -> None:
+        """Returns when nothing waits or runs."""
+        async with self._wake:
+            await self._wake.wait_for(lambda: not self._busy)
+
+    async def _worker(self) -> None:
+        while True:
+            async with self._wake:
+                await self._wake.wait_for(lambda: bool(self._backlog))
+                made, view = self._backlog.popleft()
+                self._wake.notify_all()
+            try:
+                await self._show(made, view)
+            finally:
+                self._busy.discard(made.key)
+                if made.key in self._again:
+                    self._again.discard(made.key)
+                    self._requeue(made.key, 0.0)
+                async with self._wake:
+                    self._wake.notify_all()
+
+    async def _show(self, made: Plan, view: ServiceView) -> None:
+        if made.publication is not None:
+            written = await self._write(made.publication)
+            if written is None:
+                return
+            view = written
+        self._failures.pop(made.key, None)
+        for note in made.events:
+            self._cluster.record(view.key, view.uid, view.resource_version, note)
+
+    async def _write(self, publication: Publication) -> ServiceView | None:
+        started = time.perf_counter()
+        try:
+            view = await self._cluster.publish(publication)
+        except NotFound:
+            # Deleted meanwhile: the watch says so, and the deletion is planned then.
+            self._metrics.publish_failed.labels("NotFound").inc()
+            return None
+        except KubeError as error:
+            self._failed(publication.key, error)
+            return None
+        self._metrics.publish.observe(time.perf_counter() - started)
+        self._cluster.absorb(view)
+        self._published(publication.key)
+        return view
+
+    def _failed(self, key: ServiceKey, error: KubeError) -> None:
+        kind = type(error).__name__
+        self._metrics.publish_failed.labels(kind).inc()
+        count = self._failures[key] = self._failures.get(key, 0) + 1
+        delay_s = max(error.retry_after_s or 0.0, min(RETRY_LAST_S, RETRY_FIRST_S * 2 ** min(count - 1, 12)))
+        if not isinstance(error, Conflict):
+            log.warning("publish_failed", service=str(key), error=str(error), retry_in_s=round(delay_s, 2))
+        self._requeue(key, delay_s)

@@ -1,0 +1,156 @@
+"""Publishing: one write per Service at a time, nothing repeated blindly, Events only after the write was taken."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from purelb_sm.allocator.metrics import AllocatorMetrics
+from purelb_sm.allocator.publisher import Publisher
+from purelb_sm.domain.book import EventNote, Plan, Publication
+from purelb_sm.domain.views import ServiceKey, ServiceView
+from purelb_sm.errors import Conflict, KubeError, NotFound, Throttled, Unavailable
+from tests.support.domain import service
+
+NOTE = EventNote("Normal", "IPAllocated", "Assigned IP 10.0.0.1 from pool default")
+
+
+@dataclass
+class FakeCluster:
+    """Takes writes, or answers with the errors given, in order; holds them while `gate` is closed."""
+
+    errors: list[KubeError] = field(default_factory=list)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    writes: list[ServiceKey] = field(default_factory=list)
+    events: list[tuple[ServiceKey, str]] = field(default_factory=list)
+    absorbed: list[ServiceView] = field(default_factory=list)
+    running: int = 0
+    most: int = 0
+
+    async def publish(self, publication: Publication) -> ServiceView:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await self.gate.wait()
+            self.writes.append(publication.key)
+            if self.errors:
+                raise self.errors.pop(0)
+            return replace(service(key=publication.key), resource_version="11")
+        finally:
+            self.running -= 1
+
+    def record(self, key: ServiceKey, uid: str, resource_version: str, note: EventNote) -> None:
+        self.events.append((key, resource_version))
+
+    def absorb(self, view: ServiceView) -> None:
+        self.absorbed.append(view)
+
+
+def item(name: str) -> tuple[Plan, ServiceView]:
+    key = ServiceKey("test", name)
+    view = service(key=key)
+    publication = Publication(key, view.uid, view.resource_version, (), {"a": "b"}, None)
+    return Plan(key, publication=publication, events=(NOTE,)), view
+
+
+@asynccontextmanager
+async def publishing(
+    cluster: FakeCluster, concurrency: int = 3
+) -> AsyncIterator[tuple[Publisher, list[tuple[str, float]]]]:
+    requeued: list[tuple[str, float]] = []
+    publisher = Publisher(
+        cluster,
+        lambda key, delay: requeued.append((key.name, delay)),
+        concurrency=concurrency,
+        metrics=AllocatorMetrics(),
+    )
+    task = asyncio.create_task(publisher.run())
+    try:
+        yield publisher, requeued
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.spec("A3")
+async def test_the_event_follows_the_write_and_names_the_version_written() -> None:
+    cluster = FakeCluster()
+    async with publishing(cluster) as (publisher, requeued):
+        await publisher.submit([item("a")])
+        assert not cluster.events
+        cluster.gate.set()
+        await publisher.drained()
+    assert cluster.events == [(ServiceKey("test", "a"), "11")]
+    assert [v.resource_version for v in cluster.absorbed] == ["11"]
+    assert requeued == []
+
+
+async def test_writes_run_side_by_side_up_to_the_bound() -> None:
+    cluster = FakeCluster()
+    async with publishing(cluster, concurrency=3) as (publisher, _):
+        await publisher.submit([item(f"s{n}") for n in range(9)])
+        while cluster.running < 3:
+            await asyncio.sleep(0)
+        cluster.gate.set()
+        await publisher.drained()
+    assert cluster.most == 3
+    assert len(cluster.writes) == 9
+
+
+async def test_a_key_whose_write_is_under_way_comes_back_when_it_is_over() -> None:
+    cluster = FakeCluster()
+    async with publishing(cluster) as (publisher, requeued):
+        await publisher.submit([item("a")])
+        assert publisher.busy(ServiceKey("test", "a"))
+        assert not publisher.busy(ServiceKey("test", "b"))
+        assert requeued == []
+        cluster.gate.set()
+        await publisher.drained()
+        assert requeued == [("a", 0.0)]
+        assert not publisher.busy(ServiceKey("test", "a"))
+
+
+@pytest.mark.parametrize("error", [Conflict("409"), Unavailable("gone away"), Throttled("429", retry_after_s=7.0)])
+async def test_a_write_not_taken_is_planned_anew_and_tells_nothing(error: KubeError) -> None:
+    cluster = FakeCluster(errors=[error])
+    cluster.gate.set()
+    async with publishing(cluster) as (publisher, requeued):
+        await publisher.submit([item("a")])
+        await publisher.drained()
+    assert len(cluster.writes) == 1
+    assert cluster.events == []
+    ((name, delay_s),) = requeued
+    assert name == "a"
+    assert delay_s >= (error.retry_after_s or 0.05)
+
+
+async def test_retries_of_one_key_come_less_and_less_often_and_a_success_forgets() -> None:
+    cluster = FakeCluster(errors=[Unavailable("x") for _ in range(12)])
+    cluster.gate.set()
+    async with publishing(cluster) as (publisher, requeued):
+        for _ in range(12):
+            await publisher.submit([item("a")])
+            await publisher.drained()
+        delays = [delay for _, delay in requeued]
+        assert delays == sorted(delays)
+        assert delays[-1] == 30.0
+        await publisher.submit([item("a")])
+        await publisher.drained()
+        cluster.errors.append(Unavailable("x"))
+        await publisher.submit([item("a")])
+        await publisher.drained()
+        assert requeued[-1][1] == delays[0]
+
+
+async def test_a_service_deleted_meanwhile_is_left_to_the_watch() -> None:
+    cluster = FakeCluster(errors=[NotFound("404")])
+    cluster.gate.set()
+    async with publishing(cluster) as (publisher, requeued):
+        await publisher.submit([item("a")])
+        await publisher.drained()
+    assert requeued == []
+    assert cluster.events == []
