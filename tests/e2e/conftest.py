@@ -1,0 +1,56 @@
+"""Sandboxes for end-to-end tests: the emulated API server, or with `--kubeconfig FILE` a real one."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from purelb_sm.sandbox.launcher import Options, Sandbox
+from tests.netns.support import why_no_namespaces
+
+Start = Callable[[Options], Awaitable[Sandbox]]
+
+_count = itertools.count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = [item for item in items if Path(__file__).parent in item.path.parents]
+    for item in here:
+        item.add_marker(pytest.mark.e2e)
+    wanted = [item for item in here if item.get_closest_marker("root")]
+    why = why_no_namespaces() if wanted else None
+    if why is not None:
+        for item in wanted:
+            item.add_marker(pytest.mark.skip(reason=why))
+
+
+@pytest.fixture
+async def start_sandbox(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Start]:
+    """Starts sandboxes with the options given; their logs stay in the test's directory, and they end with the test."""
+    async with AsyncExitStack() as stack:
+        real = request.config.getoption("--kubeconfig")
+
+        async def start(options: Options) -> Sandbox:
+            number = next(_count)
+            options = replace(
+                options,
+                directory=options.directory or tmp_path / f"sandbox{number}",
+                prefix=options.prefix or f"e{os.getpid() % 100_000}x{number}",
+                kubeconfig=Path(real) if real else options.kubeconfig,
+                handle_sigterm=False,
+            )
+            return await stack.enter_async_context(Sandbox(options))
+
+        yield start
+
+
+@pytest.fixture
+async def sandbox(start_sandbox: Start) -> Sandbox:
+    """Three nodes, agents, an allocator, the sample groups. Tests that need other things use `start_sandbox`."""
+    return await start_sandbox(Options(nodes=3))
