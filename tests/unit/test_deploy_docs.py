@@ -13,7 +13,11 @@ from purelb_sm.settings import AgentSettings, AllocatorSettings, ClusterSettings
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference" / "settings.md"
-SECTIONS = {"Both": ClusterSettings, "Allocator": AllocatorSettings, "Agent": AgentSettings}
+SECTIONS: dict[str, type[ClusterSettings]] = {
+    "Both": ClusterSettings,
+    "Allocator": AllocatorSettings,
+    "Agent": AgentSettings,
+}
 
 
 def rows(section: str) -> list[tuple[str, ...]]:
