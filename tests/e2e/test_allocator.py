@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ async def test_what_cannot_be_read_is_said_and_blocks_nobody(tmp_path: Path) -> 
             cluster.create(service_object("good"))
             assert await cluster.given("good") == ["172.30.250.53"]
             for name, reason in (("junk", "InvalidRequest"), ("lost", "UnknownServiceGroup")):
-                found = await eventually(lambda name=name: cluster.condition(name), f"condition of {name}")  # type: ignore[misc]
+                found = await eventually(partial(cluster.condition, name), f"condition of {name}")
                 assert (found["status"], found["reason"]) == ("False", reason)
             await eventually(lambda: len(cluster.events("AllocationFailed")) == 2)
             assert {e["type"] for e in cluster.events("AllocationFailed")} == {"Warning"}

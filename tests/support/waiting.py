@@ -5,17 +5,25 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
 DEADLINE_S = 30.0
 
 
+@overload
 async def eventually(
-    probe: Callable[[], T | Awaitable[T | None] | None], what: str = "", *, deadline_s: float = DEADLINE_S
-) -> T:
+    probe: Callable[[], Coroutine[Any, Any, T | None]], what: str = "", *, deadline_s: float = DEADLINE_S
+) -> T: ...
+
+
+@overload
+async def eventually(probe: Callable[[], T | None], what: str = "", *, deadline_s: float = DEADLINE_S) -> T: ...
+
+
+async def eventually(probe: Callable[[], Any], what: str = "", *, deadline_s: float = DEADLINE_S) -> Any:
     """The first true answer of `probe`, asked again and again. Fails the test after the deadline."""
     end = time.monotonic() + deadline_s
     while True:
@@ -25,5 +33,12 @@ async def eventually(
         if answer:
             return answer
         if time.monotonic() > end:
-            raise AssertionError(f"not within {deadline_s} s: {what or inspect.getsource(probe).strip()}")
+            raise AssertionError(f"not within {deadline_s} s: {what or _source(probe)}")
         await asyncio.sleep(0.01)
+
+
+def _source(probe: Callable[..., object]) -> str:
+    try:
+        return inspect.getsource(probe).strip()
+    except (TypeError, OSError):
+        return repr(probe)
