@@ -23,8 +23,8 @@ _ARP_KINDS: dict[int, Kind] = {1: "arp-request", 2: "arp-reply"}
 _ND_KINDS: dict[int, Kind] = {135: "neighbor-solicitation", 136: "neighbor-advertisement"}
 
 
-async def fetch(open_socket: OpenSocket, address: IPAddress, port: int, timeout_s: float) -> str:
-    """The body of `http://ADDRESS:PORT/`, over a connection of its own.
+async def fetch(open_socket: OpenSocket, address: IPAddress, port: int, timeout_s: float, path: str = "/") -> str:
+    """The body of `http://ADDRESS:PORT/PATH`, over a connection of its own.
 
     Raises TimeoutError, OSError (refused, no route, reset), ConnectionError for an answer that is none.
     """
@@ -33,14 +33,15 @@ async def fetch(open_socket: OpenSocket, address: IPAddress, port: int, timeout_
     connection.setblocking(False)
     with connection:
         async with asyncio.timeout(timeout_s):
-            return await _get(connection, address, port)
+            return await _get(connection, address, port, path)
 
 
-async def _get(connection: socket.socket, address: IPAddress, port: int) -> str:
+async def _get(connection: socket.socket, address: IPAddress, port: int, path: str) -> str:
     loop = asyncio.get_running_loop()
     await loop.sock_connect(connection, (str(address), port))
     host = f"[{address}]" if address.version == 6 else str(address)
-    await loop.sock_sendall(connection, f"GET / HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
+    request = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n"
+    await loop.sock_sendall(connection, request.encode())
     answer = b""
     while data := await loop.sock_recv(connection, 1 << 16):
         answer += data

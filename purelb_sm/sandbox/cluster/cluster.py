@@ -281,9 +281,11 @@ class Cluster:
         """See `NodeServer.set_ports`."""
         await self.server.set_ports(node, ports)
 
-    async def fetch(self, address: IPAddress, port: int, timeout_s: float = 2.0, *, place: str = CLIENT) -> str:
-        """The body that `http://ADDRESS:PORT/` has for the client (or another place). See `client.fetch`."""
-        return await client.fetch(self.open_socket(place), address, port, timeout_s)
+    async def fetch(
+        self, address: IPAddress, port: int, timeout_s: float = 2.0, *, place: str = CLIENT, path: str = "/"
+    ) -> str:
+        """The body that `http://ADDRESS:PORT/PATH` has for the client (or another place). See `client.fetch`."""
+        return await client.fetch(self.open_socket(place), address, port, timeout_s, path)
 
     @asynccontextmanager
     async def sniff(self, interface: str = CLIENT_INTERFACE, *, place: str = CLIENT) -> AsyncIterator[client.Sniffer]:

@@ -10,6 +10,9 @@ from purelb_sm.sandbox.launcher import CommandFailed, NotInTime, Options, Sandbo
 
 __all__ = ["demo"]
 
+LOG_LINES = 10
+"""How much of each log is shown when the demo fails."""
+
 
 async def demo(options: Options, stream: TextIO) -> bool:
     """Tells the story on a sandbox of its own. False if a claim did not hold, or the sandbox did not come up."""
@@ -40,6 +43,6 @@ async def demo(options: Options, stream: TextIO) -> bool:
 
 def _show_logs(sandbox: Sandbox, terminal: Terminal) -> None:
     """The ends of the logs, since the files may go with the sandbox."""
-    for file in sorted(sandbox.log_path("").glob("*.log")):
+    for file in sorted(sandbox.log_path("any").parent.glob("*.log")):
         terminal.heading(f"The end of {file.name}")
-        terminal.output("\n".join(file.read_text(errors="replace").splitlines()[-15:]))
+        terminal.output("\n".join(file.read_text(errors="replace").splitlines()[-LOG_LINES:]))

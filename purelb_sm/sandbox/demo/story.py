@@ -140,7 +140,7 @@ class Story:
             return answer if answer not in (None, node) else None
 
         async with self._terminal.waiting(f"another node to answer for {address}"):
-            other = await self._in_time("another node takes the address over", elsewhere, TAKEOVER_TIMEOUT_S)
+            other = await self._wait("another node to take the address over", elsewhere, TAKEOVER_TIMEOUT_S)
         answer = await self._connect(address)
         self._claim(f"{other} answers now", answer == other, answer)
 
@@ -148,10 +148,10 @@ class Story:
             service = await self._sandbox.get(SERVICES, FIRST, NAMESPACE) or {}
             return str(service["metadata"]["annotations"].get(ANNOUNCING_V4)) == f"{other}, {NODE_INTERFACE}"
 
-        await self._in_time(f"the annotation names {other}", annotated)
-        await self._kubectl(
-            *IN, "get", "service", FIRST, f"--output=jsonpath={{.metadata.annotations.{_dotted(ANNOUNCING_V4)}}}"
-        )
+        await self._wait(f"the annotation to name {other}", annotated)
+        column = f"--output=custom-columns=ANNOUNCING:.metadata.annotations.{_dotted(ANNOUNCING_V4)}"
+        shown = await self._kubectl(*IN, "get", "service", FIRST, column)
+        self._claim(f"the annotation names {other}", f"{other}, {NODE_INTERFACE}" in shown, shown)
 
     async def _allocator_killed(self) -> None:
         self._terminal.heading("6. The allocator is killed and started again")
@@ -179,7 +179,8 @@ class Story:
                 held = await self._sandbox.holders(address)
                 return not held
 
-            await self._in_time(f"no living node holds {address}", gone)
+            await self._wait(f"{address} to be gone from all living nodes", gone)
+            self._claim(f"no living node holds {address} any more", True, "")
         history = await self._purelb_until("history", f"--address={address}", shows="withdraw")
         for trigger in ("allocate", "withdraw"):
             self._claim(f"the history tells when it was to {trigger}", trigger in history, history)
@@ -204,15 +205,12 @@ class Story:
         self._checked += 1
         self._terminal.good(claim)
 
-    async def _in_time(self, claim: str, check: Callable[[], Awaitable[T]], timeout_s: float = 20.0) -> T:
+    async def _wait(self, what: str, check: Callable[[], Awaitable[T]], timeout_s: float = 20.0) -> T:
         try:
-            answer = await self._sandbox.until(claim, check, timeout_s)
+            return await self._sandbox.until(what, check, timeout_s)
         except NotInTime as late:
-            self._terminal.bad(claim, str(late))
-            raise ClaimFailed(claim) from None
-        self._checked += 1
-        self._terminal.good(claim)
-        return answer
+            self._terminal.bad(what, str(late))
+            raise ClaimFailed(what) from None
 
     async def _kubectl(self, *words: str) -> str:
         return self._show(["kubectl", *words], await self._sandbox.kubectl(*words, check=False))
@@ -226,7 +224,7 @@ class Story:
         async def there() -> bool:
             return shows in (await self._sandbox.purelb(*words, check=False)).stdout
 
-        await self._in_time(f"the book has it: {shows}", there)
+        await self._wait(f"the book to have it: {shows}", there)
         return await self._purelb(*words)
 
     async def _run(self, *argv: str) -> str:
@@ -260,15 +258,20 @@ class Story:
             found = await self._sandbox.ingress(NAMESPACE, name)
             return found[0] if found else None
 
-        async def announced() -> bool:
-            found = [e for e in await self._sandbox.items(EVENTS, NAMESPACE) if e["involvedObject"]["name"] == name]
-            service = await self._sandbox.get(SERVICES, name, NAMESPACE) or {}
-            local = event != "AnnouncingLocal" or ANNOUNCING_V4 in (service["metadata"].get("annotations") or {})
-            return local and sum(e["reason"] == event for e in found) >= events
+        async def told(reason: str, times: int) -> bool:
+            found = await self._sandbox.items(EVENTS, NAMESPACE)
+            return sum(e["reason"] == reason and e["involvedObject"]["name"] == name for e in found) >= times
 
-        address = await self._in_time(f"{name} has an address", addressed)
+        async def announced() -> bool:
+            service = await self._sandbox.get(SERVICES, name, NAMESPACE) or {}
+            annotations: dict[str, str] = service["metadata"].get("annotations") or {}
+            annotated = event != "AnnouncingLocal" or ANNOUNCING_V4 in annotations
+            return annotated and await told(event, events)
+
+        address = await self._wait(f"{name} to have an address", addressed)
+        await self._wait(f"the Event that {name} has an address", lambda: told("IPAllocated", 1))
         if self._sandbox.nodes:
-            await self._in_time(f"{name} is announced", announced)
+            await self._wait(f"{name} to be announced", announced)
         assert address is not None
         return address
 
@@ -293,7 +296,7 @@ class Story:
             seen.append({i["metadata"]["name"]: i["metadata"]["resourceVersion"] for i in items})
             return len(seen) > QUIET_LOOKS and all(one == seen[-1] for one in seen[-QUIET_LOOKS:])
 
-        await self._in_time("nobody writes to the Services", same_as_before)
+        await self._wait("everything to be quiet", same_as_before)
 
 
 QUIET_LOOKS = 15

@@ -5,7 +5,8 @@ or announced. `Sandbox` is what tests, `purelb sandbox up` and the demo run on.
 """
 
 from purelb_sm.sandbox.launcher.installation import CommandFailed, Done
-from purelb_sm.sandbox.launcher.sandbox import Options, Running, Sandbox
+from purelb_sm.sandbox.launcher.product import Running
+from purelb_sm.sandbox.launcher.sandbox import Options, Sandbox
 from purelb_sm.sandbox.launcher.waiting import NotInTime, wait_until
 
 __all__ = ["CommandFailed", "Done", "NotInTime", "Options", "Running", "Sandbox", "wait_until"]

@@ -59,6 +59,10 @@ class Installation(ABC):
     def environment(self) -> dict[str, str]:
         """What a shell needs to talk to the installation with `kubectl` and `purelb`."""
 
+    @abstractmethod
+    def check_processes(self) -> None:
+        """Raises `CommandFailed` when a process has ended that nobody ended."""
+
     # Commands.
 
     async def run(self, argv: Sequence[str], *, stdin: str = "", check: bool = True) -> Done:
@@ -144,8 +148,14 @@ class Installation(ABC):
             return None
 
     async def until(self, what: str, check: Callable[[], Awaitable[T]], timeout_s: float = 20.0) -> T:
-        """The first true answer. Raises `NotInTime`, saying what was waited for."""
-        return await wait_until(check, timeout_s, what)
+        """The first true answer. Raises `NotInTime`, saying what was waited for, and `CommandFailed` when a process
+        has ended that nobody ended: waiting on would be in vain."""
+
+        async def alive_and_true() -> T:
+            self.check_processes()
+            return await check()
+
+        return await wait_until(alive_and_true, timeout_s, what)
 
 
 _decode = msgspec.json.Decoder().decode
