@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -78,6 +79,7 @@ class UtcTime(TypeDecorator[datetime]):
         return at.astimezone(UTC)
 
 
+@lru_cache(maxsize=256)
 def iso(at: datetime) -> str:
     """`2026-11-24T03:12:00.000000Z`: always 27 characters, always UTC. What the history's hashes cover."""
     return at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"

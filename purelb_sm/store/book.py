@@ -20,6 +20,7 @@ from purelb_sm.store.unit import Unit
 from purelb_sm.store.workspace import Workspace
 
 _L = table(Leadership)
+_LOCKED = select(_L).where(_L.c.id == 1).with_for_update()
 
 
 class Book:
@@ -89,7 +90,7 @@ class Book:
                 connection.close()
 
     def _locked_leadership(self, db: Db) -> Any | None:
-        row = db.row(select(_L).where(_L.c.id == 1).with_for_update())
+        row = db.row(_LOCKED)
         if row is not None and row.cluster != self._cluster:
             raise StoreError(f"this book is of cluster {row.cluster!r}, not {self._cluster!r}")
         return row

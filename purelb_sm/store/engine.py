@@ -168,10 +168,10 @@ class Db:
         with our_errors():
             return self._connection.execute(statement, parameters).all()
 
-    def row(self, statement: Executable) -> Any | None:
+    def row(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> Any | None:
         """The first row, or None."""
         with our_errors():
-            return self._connection.execute(statement).first()
+            return self._connection.execute(statement, parameters).first()
 
     def rows_changed(self, statement: Executable) -> None:
         """A statement that changes rows and gives none."""

@@ -159,9 +159,10 @@ def plain(text: str, limit: int = MAX_TEXT) -> str:
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=True, sort_keys=True, separators=(",", ":"), default=str)
+    return _ENCODER.encode(value)
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=True, sort_keys=True, separators=(",", ":"), default=str)
 _INSERT = insert(table(History))
 _HEAD = select(History.seq, History.hash).order_by(History.seq.desc()).limit(1)
 _ALL = select(table(History)).order_by(History.seq)

@@ -1,7 +1,8 @@
 """Reading rows into a workspace: a constant number of statements for a batch, whatever its size up to `CHUNK`.
 
-Literal conditions such as `state <> 'withdrawn'` are written into the SQL and not bound: with a bound value neither
-database can tell that a partial index answers the question.
+Statements are built once, here, since building one costs several times what running it does. Literal conditions such
+as `state <> 'withdrawn'` are written into the SQL and not bound: with a bound value neither database can tell that a
+partial index answers the question.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Select, exists, literal_column, select, tuple_
+from sqlalchemy import ColumnElement, Select, bindparam, exists, literal_column, select, tuple_
 
 from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.book import Booked
-from purelb_sm.domain.states import AllocationState, ServiceState
+from purelb_sm.domain.states import AllocationState, AnnouncementState, ServiceState
 from purelb_sm.domain.views import ServiceKey
 from purelb_sm.models import Allocation, Announcement, Membership, Service, table
 from purelb_sm.store.entries import AllocationEntry, AnnouncementEntry, ServiceEntry
@@ -32,23 +33,48 @@ def literal(value: str) -> ColumnElement[Any]:
     return literal_column(f"'{value}'")
 
 
+def _list(name: str) -> Any:
+    return bindparam(name, expanding=True)
+
+
 LIVE = _S.c.state != literal(ServiceState.WITHDRAWN.value)
 NOT_RELEASED = _A.c.released_at.is_(None)
 RELEASING = _A.c.state == literal(AllocationState.RELEASING.value)
 QUARANTINED = _A.c.state == literal(AllocationState.QUARANTINED.value)
-MEMBER = _M.c.until_at.is_(None)
-CURRENT = _N.c.until_at.is_(None)
+_MEMBER = _M.c.until_at.is_(None)
+_CURRENT = _N.c.until_at.is_(None)
+_PRESENT = _N.c.state == literal(AnnouncementState.PRESENT.value)
+_NOT_HELD = _A.c.state != literal(AllocationState.HELD.value)
 
-_ANNOUNCED = exists().where(_N.c.allocation_id == _A.c.id, CURRENT, _N.c.state == literal("present")).label("announced")
+_ANNOUNCED = exists().where(_N.c.allocation_id == _A.c.id, _CURRENT, _PRESENT).label("announced")
+
+ALLOCATIONS = select(_A, _ANNOUNCED)
+"""To be given a condition: what `load_allocations` takes."""
+
+ANNOUNCEMENTS = select(_N, _A.c.address, _A.c.group_name).join(_A, _A.c.id == _N.c.allocation_id).where(_CURRENT)
+"""To be given a condition: what `load_announcements` takes."""
+
+_LIVE_BY_KEY = select(_S).where(
+    _S.c.cluster == bindparam("cluster"), tuple_(_S.c.namespace, _S.c.name).in_(_list("keys")), LIVE
+)
+_BY_UID = select(_S).where(_S.c.uid.in_(_list("uids")))
+_HELD_BY = (
+    select(_A, _ANNOUNCED, _M.c.service_uid)
+    .join(_M, (_M.c.allocation_id == _A.c.id) & _MEMBER)
+    .where(_A.c.id.in_(select(_M.c.allocation_id).where(_M.c.service_uid.in_(_list("uids")), _MEMBER)))
+)
+_MEMBERS_OF = select(_M.c.service_uid).where(_M.c.allocation_id.in_(_list("ids")), _MEMBER).distinct()
+_CLAIMED = ALLOCATIONS.where(_A.c.claim.in_(_list("claims")), NOT_RELEASED, _NOT_HELD).order_by(_A.c.id)
+_BY_ADDRESS = ALLOCATIONS.where(_A.c.address.in_(_list("addresses")), NOT_RELEASED)
+_ANNOUNCEMENTS_OF = ANNOUNCEMENTS.where(_N.c.allocation_id.in_(_list("ids")))
+_ANNOUNCEMENTS_OF_ON = _ANNOUNCEMENTS_OF.where(_N.c.node == bindparam("node"))
+_ANNOUNCEMENTS_ON = ANNOUNCEMENTS.where(_N.c.node == bindparam("node"))
 
 
 def load(ws: Workspace, wanted: Mapping[ServiceKey, str | None]) -> dict[ServiceKey, Booked]:
     """All that the book says of these keys; each with the uid that asks now (None: nobody does)."""
     ws.flush()
-    live: dict[ServiceKey, ServiceEntry] = {}
-    for keys in chunks(wanted):
-        for entry in _services(ws, _live_by_key(ws.cluster, keys)):
-            live[entry.key] = entry
+    live = {entry.key: entry for entry in _live_by_key(ws, wanted)}
     asking = [uid for key, uid in wanted.items() if uid and not (key in live and live[key].uid == uid)]
     former = {entry.uid: entry for entry in _by_uid(ws, asking) if entry.state is ServiceState.WITHDRAWN}
     load_held(ws, list(live.values()))
@@ -63,67 +89,83 @@ def load_held(ws: Workspace, services: Sequence[ServiceEntry]) -> None:
     """The allocations of these Services, with all their members and whether a node announces them."""
     for entry in services:
         entry.held.clear()
-    for group in chunks([entry.uid for entry in services]):
-        mine = select(_M.c.allocation_id).where(_M.c.service_uid.in_(group), MEMBER)
-        _with_members(ws, _allocations_with_members().where(_A.c.id.in_(mine)))
+    for uids in chunks(entry.uid for entry in services):
+        for row in ws.db.rows(_HELD_BY, {"uids": uids}):
+            allocation = _allocation(ws, row)
+            allocation.members.add(row.service_uid)
+            service = ws.services.get(row.service_uid)
+            if service is not None:
+                service.held.add(allocation.id)
 
 
 def load_members(ws: Workspace, allocation_ids: Iterable[int]) -> list[ServiceEntry]:
     """The Services that are members of these allocations, each with everything it holds."""
     uids: set[str] = set()
-    for group in chunks(allocation_ids):
-        rows = ws.db.rows(select(_M.c.service_uid).where(_M.c.allocation_id.in_(group), MEMBER).distinct())
-        uids.update(row[0] for row in rows)
+    for ids in chunks(allocation_ids):
+        uids.update(row[0] for row in ws.db.rows(_MEMBERS_OF, {"ids": ids}))
     services = _by_uid(ws, sorted(uids))
     load_held(ws, services)
     return services
 
 
 def load_allocations(
-    ws: Workspace, where: ColumnElement[bool], limit: int | None = None, order: ColumnElement[Any] = _A.c.id
+    ws: Workspace, statement: Select[Any], parameters: Mapping[str, Any] | None = None
 ) -> list[AllocationEntry]:
-    """Allocations without their members."""
-    statement = select(_A, _ANNOUNCED).where(where).order_by(order)
-    return [_allocation(ws, row) for row in ws.db.rows(statement.limit(limit))]
+    """What a statement made of ALLOCATIONS finds; without their members."""
+    return [_allocation(ws, row) for row in ws.db.rows(statement, parameters)]
 
 
 def load_by_address(ws: Workspace, addresses: Iterable[Address]) -> dict[Address, AllocationEntry]:
     """The allocation of each address that is not released."""
-    found = [e for some in chunks(addresses) for e in load_allocations(ws, _A.c.address.in_(some) & NOT_RELEASED)]
+    found = (e for some in chunks(addresses) for e in load_allocations(ws, _BY_ADDRESS, {"addresses": some}))
     return {entry.address: entry for entry in found}
 
 
-def load_announcements(ws: Workspace, where: ColumnElement[bool]) -> list[AnnouncementEntry]:
-    """Announcements that are not over, of allocations that are not released."""
-    statement = select(_N, _A.c.address, _A.c.group_name).join(_A, _A.c.id == _N.c.allocation_id)
-    return [_announcement(ws, row) for row in ws.db.rows(statement.where(where, CURRENT).order_by(_N.c.id))]
+def load_announcements_on(ws: Workspace, node: str) -> list[AnnouncementEntry]:
+    """The announcements of a node that are not over."""
+    return [_announcement(ws, row) for row in ws.db.rows(_ANNOUNCEMENTS_ON, {"node": node})]
 
 
 def load_announcements_of(ws: Workspace, allocation_ids: Iterable[int], node: str | None = None) -> None:
     """The announcements of these allocations that are not over; of one node where it is named."""
-    for some in chunks(allocation_ids):
-        where = _N.c.allocation_id.in_(some)
-        load_announcements(ws, where if node is None else where & (_N.c.node == node))
+    for ids in chunks(allocation_ids):
+        if node is None:
+            rows = ws.db.rows(_ANNOUNCEMENTS_OF, {"ids": ids})
+        else:
+            rows = ws.db.rows(_ANNOUNCEMENTS_OF_ON, {"ids": ids, "node": node})
+        for row in rows:
+            _announcement(ws, row)
 
 
-def _live_by_key(cluster: str, keys: Sequence[ServiceKey]) -> Select[Any]:
-    names = [(key.namespace, key.name) for key in keys]
-    return select(_S).where(_S.c.cluster == cluster, tuple_(_S.c.namespace, _S.c.name).in_(names), LIVE)
+def chunks(items: Iterable[T]) -> Iterator[list[T]]:
+    """In lists of at most CHUNK."""
+    some: list[T] = []
+    for item in items:
+        some.append(item)
+        if len(some) == CHUNK:
+            yield some
+            some = []
+    if some:
+        yield some
 
 
-def _by_uid(ws: Workspace, uids: Sequence[str]) -> list[ServiceEntry]:
-    return [e for some in chunks(uids) for e in _services(ws, select(_S).where(_S.c.uid.in_(some)))]
+def _live_by_key(ws: Workspace, keys: Iterable[ServiceKey]) -> list[ServiceEntry]:
+    found = []
+    for some in chunks(keys):
+        names = [(key.namespace, key.name) for key in some]
+        rows = ws.db.rows(_LIVE_BY_KEY, {"cluster": ws.cluster, "keys": names})
+        found += [_service(ws, row) for row in rows]
+    return found
 
 
-def _services(ws: Workspace, statement: Select[Any]) -> list[ServiceEntry]:
-    return [_service(ws, row) for row in ws.db.rows(statement)]
+def _by_uid(ws: Workspace, uids: Iterable[str]) -> list[ServiceEntry]:
+    return [_service(ws, row) for some in chunks(uids) for row in ws.db.rows(_BY_UID, {"uids": some})]
 
 
 def _reclaimable(ws: Workspace, keys: Iterable[ServiceKey]) -> dict[str, list[AllocationEntry]]:
     found: dict[str, list[AllocationEntry]] = {}
-    on_its_way = (_A.c.state != literal(AllocationState.HELD.value)) & NOT_RELEASED
     for claims in chunks(str(key) for key in keys):
-        for entry in load_allocations(ws, _A.c.claim.in_(claims) & on_its_way):
+        for entry in load_allocations(ws, _CLAIMED, {"claims": claims}):
             found.setdefault(entry.claim, []).append(entry)
     return found
 
@@ -141,19 +183,6 @@ def _booked(
         tuple(entry.booked() for entry in held),
         tuple(entry.booked() for entry in reclaimable),
     )
-
-
-def _allocations_with_members() -> Select[Any]:
-    return select(_A, _ANNOUNCED, _M.c.service_uid).join(_M, (_M.c.allocation_id == _A.c.id) & MEMBER)
-
-
-def _with_members(ws: Workspace, statement: Select[Any]) -> None:
-    for row in ws.db.rows(statement):
-        entry = _allocation(ws, row)
-        entry.members.add(row.service_uid)
-        service = ws.services.get(row.service_uid)
-        if service is not None:
-            service.held.add(entry.id)
 
 
 def _service(ws: Workspace, row: Any) -> ServiceEntry:
@@ -194,15 +223,3 @@ def _announcement(ws: Workspace, row: Any) -> AnnouncementEntry:
             row.valid_s,
         )
     return known
-
-
-def chunks(items: Iterable[T]) -> Iterator[list[T]]:
-    """In lists of at most CHUNK."""
-    some: list[T] = []
-    for item in items:
-        some.append(item)
-        if len(some) == CHUNK:
-            yield some
-            some = []
-    if some:
-        yield some

@@ -6,9 +6,9 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
-from purelb_sm.domain.book import BookedAllocation, BookedAnnouncement, Releasing
+from purelb_sm.domain.book import BookedAllocation, Releasing
 from purelb_sm.domain.states import AllocationTrigger, AnnouncementState, AnnouncementTrigger
 from purelb_sm.domain.views import ServiceKey
 from purelb_sm.errors import StoreError
@@ -19,6 +19,18 @@ from purelb_sm.store.workspace import Workspace
 
 _A, _M, _S = table(Allocation), table(Membership), table(Service)
 
+_RELEASING = (
+    loading.ALLOCATIONS.where(loading.RELEASING, _A.c.id > bindparam("after"))
+    .order_by(_A.c.id)
+    .limit(bindparam("limit"))
+)
+_OVER = (
+    loading.ALLOCATIONS.where(loading.QUARANTINED, _A.c.quarantined_until <= bindparam("now"))
+    .order_by(_A.c.quarantined_until, _A.c.id)
+    .limit(bindparam("limit"))
+)
+_NEXT = select(_A.c.quarantined_until).where(loading.QUARANTINED).order_by(_A.c.quarantined_until).limit(1)
+
 
 def releasing(ws: Workspace, limit: int, after: int = 0) -> list[Releasing]:
     """Allocations on their way out, by id, those after `after` only: page on, so that a stuck one hides no other.
@@ -26,7 +38,7 @@ def releasing(ws: Workspace, limit: int, after: int = 0) -> list[Releasing]:
     `members` are all Services that were ever members of it: any of their statuses may still show the address.
     """
     ws.flush()
-    entries = loading.load_allocations(ws, loading.RELEASING & (_A.c.id > after), limit)
+    entries = loading.load_allocations(ws, _RELEASING, {"after": after, "limit": limit})
     numbers = [entry.id for entry in entries]
     loading.load_announcements_of(ws, numbers)
     members = _members_ever(ws, numbers)
@@ -69,8 +81,7 @@ def confirm_release(
 def expire(ws: Workspace, limit: int) -> list[BookedAllocation]:
     """Those whose quarantine is over at the time of this transaction, at most `limit`, the longest over first."""
     ws.flush()
-    statement = loading.QUARANTINED & (_A.c.quarantined_until <= ws.now)
-    entries = loading.load_allocations(ws, statement, limit, order=_A.c.quarantined_until)
+    entries = loading.load_allocations(ws, _OVER, {"now": ws.now, "limit": limit})
     for entry in entries:
         over = entry.quarantined_until is not None and entry.quarantined_until <= ws.now
         ws.fire_allocation(entry, AllocationTrigger.EXPIRE, quarantine_over=over)
@@ -81,8 +92,7 @@ def expire(ws: Workspace, limit: int) -> list[BookedAllocation]:
 def next_expiry(ws: Workspace) -> datetime | None:
     """When the first quarantine ends, or None."""
     ws.flush()
-    until = _A.c.quarantined_until
-    row = ws.db.row(select(until).where(loading.QUARANTINED).order_by(until).limit(1))
+    row = ws.db.row(_NEXT)
     return None if row is None else row[0]
 
 
@@ -90,7 +100,7 @@ def _known(ws: Workspace, allocation_id: int) -> AllocationEntry:
     known = ws.allocations.get(allocation_id)
     if known is None:
         ws.flush()
-        if not loading.load_allocations(ws, _A.c.id == allocation_id):
+        if not loading.load_allocations(ws, loading.ALLOCATIONS.where(_A.c.id == allocation_id)):
             raise StoreError(f"there is no allocation {allocation_id}")
         loading.load_announcements_of(ws, [allocation_id])
         known = ws.allocations[allocation_id]
@@ -114,6 +124,3 @@ def _members_ever(ws: Workspace, numbers: list[int]) -> dict[int, list[ServiceKe
         for row in ws.db.rows(statement.order_by(_M.c.allocation_id, _S.c.namespace, _S.c.name)):
             found.setdefault(row.allocation_id, []).append(ServiceKey(row.namespace, row.name))
     return found
-
-
-__all__ = ["BookedAnnouncement", "confirm_release", "expire", "next_expiry", "releasing"]

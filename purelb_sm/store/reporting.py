@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from purelb_sm.domain.addresses import Address, family_of
 from purelb_sm.domain.reports import NodeReport, ReportedAddress, ReportedTransition, render_time
 from purelb_sm.domain.states import AllocationState, AnnouncementState, AnnouncementTrigger
 from purelb_sm.domain.views import ServiceKey
 from purelb_sm.errors import IllegalTransition
-from purelb_sm.models import Announcement, NodeReported, table
+from purelb_sm.models import NodeReported, table
 from purelb_sm.store import loading
 from purelb_sm.store.applying import settle
 from purelb_sm.store.entries import AllocationEntry, AnnouncementEntry
@@ -34,7 +34,8 @@ _FOUND = {
     _Trigger.FOUND_FAILED: _State.FAILED,
 }
 
-_N, _R = table(Announcement), table(NodeReported)
+_R = table(NodeReported)
+_LAST = select(_R).where(_R.c.node == bindparam("node"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ STALE = ReportOutcome(stale=True)
 def take_report(ws: Workspace, report: NodeReport) -> ReportOutcome:
     """Books a report. See ReportOutcome."""
     ws.flush()
-    before = ws.db.row(select(_R).where(_R.c.node == report.node))
+    before = ws.db.row(_LAST, {"node": report.node})
     taking = _Taking.of(ws, report, before)
     if taking is None:
         return STALE
@@ -87,7 +88,7 @@ def lose_node(ws: Workspace, node: str, reason: str) -> ReportOutcome:
     """The node's Lease lapsed: of what it held nobody can say. Its next report is taken as a full state."""
     ws.flush()
     touched: set[int] = set()
-    for entry in loading.load_announcements(ws, _N.c.node == node):
+    for entry in loading.load_announcements_on(ws, node):
         if entry.state in (_State.ADDING, _State.PRESENT, _State.REMOVING):
             ws.fire_announcement(entry, _Trigger.LOSE, reason)
             touched.add(entry.allocation_id)
@@ -149,7 +150,7 @@ class _Taking:
         self._note_lifetimes()
 
     def _load_all(self) -> None:
-        loading.load_announcements(self.ws, _N.c.node == self.report.node)
+        loading.load_announcements_on(self.ws, self.report.node)
         self._load([*(t.address for t in self.fresh), *(a.address for a in self.report.addresses)])
 
     def _load(self, addresses: Iterable[Address]) -> None:

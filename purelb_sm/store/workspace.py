@@ -28,7 +28,7 @@ from purelb_sm.domain.states import (
 )
 from purelb_sm.domain.views import Port, ServiceKey
 from purelb_sm.machines import ALLOCATION, ANNOUNCEMENT, SERVICE, fire
-from purelb_sm.models import Allocation, Announcement, Membership, PortClaim, Service, table
+from purelb_sm.models import Allocation, Announcement, Membership, PortClaim, Service, ServiceGroup, table
 from purelb_sm.store.engine import Db
 from purelb_sm.store.entries import AllocationEntry, AnnouncementEntry, ServiceEntry
 from purelb_sm.store.history import Entry, Ledger, plain
@@ -157,7 +157,7 @@ class Workspace:
         """A key nobody has: all writers take turns, so the highest one cannot change under us."""
         name = table(model).name
         if name not in self._ids:
-            row = self.db.row(select(func.max(model.id)))
+            row = self.db.row(_HIGHEST[name])
             self._ids[name] = int(row[0] or 0) if row is not None else 0
         self._ids[name] += 1
         return self._ids[name]
@@ -354,6 +354,8 @@ def _announcement_row(entry: AnnouncementEntry) -> dict[str, Any]:
 
 _S, _A, _N = table(Service), table(Allocation), table(Announcement)
 _M, _P = table(Membership), table(PortClaim)
+
+_HIGHEST = {t.name: select(func.max(t.c.id)) for t in (_A, _N, table(ServiceGroup))}
 
 _INSERT_SERVICE = insert(_S)
 _UPDATE_SERVICE = (
