@@ -20,7 +20,10 @@ from sqlalchemy.exc import (
     InternalError,
     NoSuchModuleError,
     OperationalError,
+    PendingRollbackError,
+    StatementError,
 )
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from purelb_sm.errors import Clash, DatabaseUnavailable, StoreError
 
@@ -149,9 +152,13 @@ def our_errors() -> Iterator[None]:
         if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError | InternalError):
             raise DatabaseUnavailable(_first_line(error)) from error
         raise StoreError(_first_line(error)) from error
+    except StatementError as error:
+        raise StoreError(_first_line(error)) from error
+    except (PendingRollbackError, PoolTimeout) as error:
+        raise DatabaseUnavailable(str(error).splitlines()[0]) from error
 
 
-def _first_line(error: DBAPIError) -> str:
+def _first_line(error: StatementError) -> str:
     """The driver's own words, without the statement and its values."""
     text = str(error.orig).strip()
     return text.splitlines()[0] if text else type(error.orig).__name__
