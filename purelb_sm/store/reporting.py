@@ -17,7 +17,7 @@ from purelb_sm.domain.reports import NodeReport, ReportedAddress, ReportedTransi
 from purelb_sm.domain.states import AllocationState, AnnouncementState, AnnouncementTrigger
 from purelb_sm.domain.views import ServiceKey
 from purelb_sm.errors import IllegalTransition
-from purelb_sm.models import NodeReported, table
+from purelb_sm.models import Announcement, NodeReported, table
 from purelb_sm.store import loading
 from purelb_sm.store.applying import settle
 from purelb_sm.store.entries import AllocationEntry, AnnouncementEntry
@@ -35,6 +35,9 @@ _FOUND = {
 }
 
 _R = table(NodeReported)
+_N = table(Announcement)
+_HOLDING = (_State.ADDING, _State.PRESENT, _State.REMOVING)
+_HOLDING_NODES = select(_N.c.node).where(_N.c.until_at.is_(None), _N.c.state.in_(_HOLDING)).distinct()
 _LAST = select(_R).where(_R.c.node == bindparam("node"))
 
 
@@ -89,7 +92,7 @@ def lose_node(ws: Workspace, node: str, reason: str) -> ReportOutcome:
     ws.flush()
     touched: set[int] = set()
     for entry in loading.load_announcements_on(ws, node):
-        if entry.state in (_State.ADDING, _State.PRESENT, _State.REMOVING):
+        if entry.state in _HOLDING:
             ws.fire_announcement(entry, _Trigger.LOSE, reason)
             touched.add(entry.allocation_id)
     ws.db.rows_changed(update(_R).where(_R.c.node == node).values(resync=True))
@@ -100,9 +103,7 @@ def lose_node(ws: Workspace, node: str, reason: str) -> ReportOutcome:
 def announcing_nodes(ws: Workspace) -> set[str]:
     """Names of the nodes with an announcement that is being added, is present, or is being removed."""
     ws.flush()
-    holding = [_State.ADDING, _State.PRESENT, _State.REMOVING]
-    statement = select(_N.c.node).where(_N.c.until_at.is_(None), _N.c.state.in_(holding)).distinct()
-    return {row[0] for row in ws.db.rows(statement)}
+    return {row[0] for row in ws.db.rows(_HOLDING_NODES)}
 
 
 @dataclass(slots=True)

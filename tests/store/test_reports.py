@@ -330,3 +330,14 @@ def test_a_quiet_report_of_many_addresses_reads_only_what_moved(desk: Desk) -> N
     with desk.unit() as unit:
         unit.take_report(agent.report())
         assert {a.address for a in unit._ws.announcements.values()} == {ip_address("10.0.0.2")}
+
+
+def test_nodes_that_may_hold_something_are_named(desk: Desk) -> None:
+    """Without a Lease, one of them is to be judged lost: also after a restart, when nobody remembers its Lease."""
+    desk.allocate(WEB, "10.0.0.1")
+    for node in ("node1", "node2", "node3"):
+        desk.report(Agent(node).add().report())
+    desk.report(Agent("node2", "b", NOW + timedelta(minutes=1)).report())
+    with desk.unit() as unit:
+        unit.lose_node("node3", "its Lease lapsed")
+        assert unit.announcing_nodes() == {"node1"}
