@@ -215,10 +215,11 @@ class KubeClient:
     ) -> aiohttp.ClientResponse:
         url = f"{path}?{urlencode(query)}" if query else path
         headers = {"Content-Type": content_type, "Accept": JSON}
-        arguments = await self._api.param_serialize(
-            method, url, header_params=headers, body=body, auth_settings=["BearerToken"]
+        # The body goes past the package's clean-up of models, which walks all of it: ours is plain JSON already.
+        _, whole_url, headers, _, _ = await self._api.param_serialize(
+            method, url, header_params=headers, auth_settings=["BearerToken"]
         )
-        answer: Any = await self._api.call_api(*arguments, _request_timeout=timeout)
+        answer: Any = await self._api.call_api(method, whole_url, headers, body, _request_timeout=timeout)
         response: aiohttp.ClientResponse = answer.response
         return response
 
