@@ -148,6 +148,7 @@ class Reflector(Generic[K, V]):
         self._contact = float("-inf")
         self._delay_s = 0.0
         self._stuck = 0
+        self._failing = False
         self._on_change: list[OnChange[V]] = []
         self._on_listed: list[OnListed] = []
         self._log = log.bind(kind=kind.resource.kind)
@@ -231,7 +232,10 @@ class Reflector(Generic[K, V]):
             # Which fields can be selected by depends on the server's version (Services by spec.type: not in old ones).
             self._selectors["fieldSelector"] = ""
             self._version = ""
-        self._log.warning("list_or_watch_failed", error=str(error), delay_s=round(self._delay_s, 1))
+        # Said once, not at every try: an API server that is away is away for all kinds, and for a while.
+        if not self._failing:
+            self._log.warning("list_or_watch_failed", error=str(error))
+        self._failing = True
         return error.retry_after_s or 0.0
 
     async def _pause(self, stood_s: float, wait_s: float, progressed: bool) -> None:
@@ -327,6 +331,9 @@ class Reflector(Generic[K, V]):
         async with aclosing(self._client.stream(self._path, query, idle_s=self._idle_s)) as lines:
             async for line in lines:
                 self._contact = self._clock()
+                if self._failing:
+                    self._failing = False
+                    self._log.info("watching_again")
                 if line:
                     self._take(line)
 
