@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -31,7 +31,7 @@ from purelb_sm.domain.views import (
     ServiceView,
 )
 from purelb_sm.errors import InvalidInput
-from purelb_sm.kube import resources
+from purelb_sm.kube import raw, resources
 from purelb_sm.kube.resources import Resource
 
 SERVICE_NAME_LABEL: Final = "kubernetes.io/service-name"
@@ -87,128 +87,6 @@ class Kind(Generic[K, V]):
     key_of: Callable[[V], K]
 
 
-class _Struct(msgspec.Struct, rename="camel", gc=False):
-    """Base: fields are spelled as Python does, and read as Kubernetes spells them. Structs live for one decoding."""
-
-
-class _Meta(_Struct):
-    name: str | None = None
-    namespace: str | None = None
-    uid: str | None = None
-    resource_version: str | None = None
-    generation: int | None = None
-    creation_timestamp: str | None = None
-    deletion_timestamp: str | None = None
-    labels: dict[str, str | None] | None = None
-    annotations: dict[str, str | None] | None = None
-
-
-class _Bare(_Struct):
-    """Identity only: everything else of the object is skipped unread."""
-
-    name: str | None = None
-    namespace: str | None = None
-    uid: str | None = None
-    resource_version: str | None = None
-
-
-class _BareObject(_Struct):
-    metadata: _Bare
-
-
-class _Port(_Struct):
-    port: int
-    protocol: str | None = None
-    name: str | None = None
-
-
-class _Ingress(_Struct):
-    ip: str | None = None
-    hostname: str | None = None
-    ip_mode: str | None = None
-
-
-class _LoadBalancer(_Struct):
-    ingress: list[_Ingress] | None = None
-
-
-class _Condition(_Struct):
-    type: str | None = None
-    status: str | None = None
-    reason: str | None = None
-    message: str | None = None
-    last_transition_time: str | None = None
-    observed_generation: int | None = None
-
-
-class _ServiceSpec(_Struct):
-    type: str | None = None
-    cluster_ip: str | None = msgspec.field(default=None, name="clusterIP")
-    load_balancer_class: str | None = None
-    load_balancer_ip: str | None = msgspec.field(default=None, name="loadBalancerIP")
-    ip_families: list[str] | None = None
-    ip_family_policy: str | None = None
-    external_traffic_policy: str | None = None
-    ports: list[_Port] | None = None
-
-
-class _ServiceStatus(_Struct):
-    load_balancer: _LoadBalancer | None = None
-    conditions: list[_Condition] | None = None
-
-
-class _Service(_Struct):
-    metadata: _Meta
-    spec: _ServiceSpec | None = None
-    status: _ServiceStatus | None = None
-
-
-class _EndpointConditions(_Struct):
-    ready: bool | None = None
-    serving: bool | None = None
-    terminating: bool | None = None
-
-
-class _Endpoint(_Struct):
-    node_name: str | None = None
-    conditions: _EndpointConditions | None = None
-
-
-class _EndpointSlice(_Struct):
-    metadata: _Meta
-    endpoints: list[_Endpoint] | None = None
-
-
-class _NodeStatus(_Struct):
-    conditions: list[_Condition] | None = None
-
-
-class _Node(_Struct):
-    metadata: _Meta
-    status: _NodeStatus | None = None
-
-
-class _LeaseSpec(_Struct):
-    holder_identity: str | None = None
-    lease_duration_seconds: int | None = None
-    acquire_time: str | None = None
-    renew_time: str | None = None
-    lease_transitions: int | None = None
-
-
-class _Lease(_Struct):
-    metadata: _Meta
-    spec: _LeaseSpec | None = None
-
-
-class _Custom(_Struct):
-    metadata: _Meta
-    api_version: str | None = None
-    kind: str | None = None
-    spec: Any = None
-    status: Any = None
-
-
 def _reader(struct: type[S]) -> Callable[[Data], S]:
     """A decoder of `struct` that raises Undecodable, whatever is wrong: syntax, types, encoding, depth."""
     decode = msgspec.json.Decoder(struct).decode
@@ -217,17 +95,17 @@ def _reader(struct: type[S]) -> Callable[[Data], S]:
         try:
             return decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise Undecodable(f"{struct.__name__.strip('_')}: {error}") from error
+            raise Undecodable(f"{struct.__name__}: {error}") from error
 
     return read
 
 
-_read_service = _reader(_Service)
-_read_endpoint_slice = _reader(_EndpointSlice)
-_read_node = _reader(_Node)
-_read_lease = _reader(_Lease)
-_read_custom = _reader(_Custom)
-_read_bare = _reader(_BareObject)
+_read_service = _reader(raw.Service)
+_read_endpoint_slice = _reader(raw.EndpointSlice)
+_read_node = _reader(raw.Node)
+_read_lease = _reader(raw.Lease)
+_read_custom = _reader(raw.Custom)
+_read_bare = _reader(raw.BareObject)
 
 
 def decode_identity(data: Data) -> Identity:
@@ -239,7 +117,7 @@ def decode_identity(data: Data) -> Identity:
 def decode_service(data: Data) -> ServiceView:
     """A v1 Service. Raises Undecodable."""
     read = _read_service(data)
-    meta, spec, status = read.metadata, read.spec or _ServiceSpec(), read.status or _ServiceStatus()
+    meta, spec, status = read.metadata, read.spec or raw.ServiceSpec(), read.status or raw.ServiceStatus()
     return ServiceView(
         key=ServiceKey(_intern(meta.namespace), _name(meta)),
         uid=meta.uid or "",
@@ -277,9 +155,9 @@ def decode_endpoint_slice(data: Data) -> EndpointSliceView:
     )
 
 
-def _endpoint(read: _Endpoint) -> EndpointView:
+def _endpoint(read: raw.Endpoint) -> EndpointView:
     """Conditions that are not given: ready and serving are true, terminating is false (EndpointSlice API)."""
-    conditions = read.conditions or _EndpointConditions()
+    conditions = read.conditions or raw.EndpointConditions()
     ready = conditions.ready is not False
     return EndpointView(
         node=_intern(read.node_name),
@@ -293,7 +171,7 @@ def decode_node(data: Data) -> NodeView:
     """A v1 Node. One that says nothing of being ready is taken as ready. Raises Undecodable."""
     read = _read_node(data)
     meta = read.metadata
-    status = read.status or _NodeStatus()
+    status = read.status or raw.NodeStatus()
     ready = [c.status for c in status.conditions or () if c.type == "Ready"]
     return NodeView(
         name=_name(meta),
@@ -307,7 +185,7 @@ def decode_node(data: Data) -> NodeView:
 def decode_lease(data: Data) -> LeaseView:
     """A coordination.k8s.io/v1 Lease. Raises Undecodable."""
     read = _read_lease(data)
-    meta, spec = read.metadata, read.spec or _LeaseSpec()
+    meta, spec = read.metadata, read.spec or raw.LeaseSpec()
     return LeaseView(
         name=_name(meta),
         namespace=_intern(meta.namespace),
@@ -371,7 +249,7 @@ LB_NODE_AGENT: Final = _custom_kind(resources.LB_NODE_AGENTS)
 NODE_ANNOUNCEMENT: Final = _custom_kind(resources.NODE_ANNOUNCEMENTS)
 
 
-def _name(meta: _Meta) -> str:
+def _name(meta: raw.Meta) -> str:
     if not meta.name:
         raise Undecodable("an object without a name")
     return meta.name
@@ -392,13 +270,13 @@ def _ours(read: dict[str, str | None] | None) -> dict[str, str]:
     return {_intern(k): _intern(v) for k, v in read.items() if k.startswith(PREFIX)}
 
 
-def _ingress(read: _LoadBalancer | None) -> tuple[Ingress, ...]:
+def _ingress(read: raw.LoadBalancer | None) -> tuple[Ingress, ...]:
     if read is None or not read.ingress:
         return ()
     return tuple(Ingress(i.ip or "", i.hostname or "", _intern(i.ip_mode)) for i in read.ingress)
 
 
-def _conditions(read: Iterable[_Condition] | None) -> tuple[Condition, ...]:
+def _conditions(read: Iterable[raw.Condition] | None) -> tuple[Condition, ...]:
     return tuple(
         Condition(
             type=_intern(c.type),

@@ -1,8 +1,8 @@
 """A copy of one kind, kept equal to the API server by list and watch.
 
-Owns the cache and the watch's position. Knows nothing of what the objects mean. Whatever the server does (refuse, hang,
-abort, forget the past, go back in time, send what we cannot read) the reflector goes on with bounded requests, and the
-cache is either what the server last said or, from the next list on, corrected by comparing.
+Owns the watch's position and the pace of asking. Knows nothing of what the objects mean. Whatever the server does
+(refuse, hang, abort, forget the past, go back in time, send what we cannot read) the reflector goes on with bounded
+requests, and the cache is either what the server last said or, from the next list on, corrected by comparing.
 
 Order of calls, all synchronous in the loop: the cache holds the new state, then `on_listed` (after a list only), then
 `on_change` for each difference. So whoever is told of a change reads a cache that has it, and whoever must not act on
@@ -17,15 +17,18 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final, Generic, TypeVar
 
 import msgspec
 import structlog
 
 from purelb_sm.errors import Gone, KubeError, Unavailable
-from purelb_sm.kube.client import KubeClient, Silent, watch_error
-from purelb_sm.kube.objects import Identity, Kind, Undecodable, Versioned, decode_identity
+from purelb_sm.kube.answers import watch_error
+from purelb_sm.kube.cache import Cache, Change, OnChange, OnListed, Snapshot, is_older
+from purelb_sm.kube.client import KubeClient, Silent
+from purelb_sm.kube.objects import Kind, Undecodable, Versioned, decode_identity
+
+__all__ = ["Change", "Reflector", "ReflectorStats", "is_older"]
 
 log = structlog.get_logger(__name__)
 
@@ -46,23 +49,6 @@ STUCK_AFTER: Final = 3
 """After so many lines in a row that were no events, without a step forward, list again."""
 
 
-class Change(StrEnum):
-    ADDED = "ADDED"
-    MODIFIED = "MODIFIED"
-    DELETED = "DELETED"
-
-
-def is_older(one: str, other: str) -> bool:
-    """Whether resourceVersion `one` is certainly older than `other`. The one place that looks into them.
-
-    They may be compared as integers of any size since 1.35 (KEP-5504), and always could in practice. What is no
-    integer is never called older.
-    """
-    if not (one.isascii() and one.isdigit() and other.isascii() and other.isdigit()):
-        return False
-    return int(one) < int(other)
-
-
 @dataclass(slots=True)
 class ReflectorStats:
     """Counters since start, for metrics and tests."""
@@ -74,8 +60,6 @@ class ReflectorStats:
     expired: int = 0
     silent: int = 0
     errors: int = 0
-    undecodable: int = 0
-    callback_errors: int = 0
 
 
 class _Garbled(Unavailable):
@@ -102,16 +86,13 @@ class _Event(msgspec.Struct):
 _decode_list = msgspec.json.Decoder(_List).decode
 _decode_event = msgspec.json.Decoder(_Event).decode
 
-OnChange = Callable[[Change, V | None, V | None], None]
-OnListed = Callable[[int, int], None]
-
 
 class Reflector(Generic[K, V]):
     """The cache of one kind. Run `run()` as a task; wait for `synced` before deciding anything by the cache.
 
-    `namespace` None is all namespaces. `field_selector` and `label_selector` go to the server; one that refuses them
-    (400) is asked without, so `keep` must say the same wherever it matters. `idle_s`: see IDLE_S; a kind that is
-    known to change often can have it shorter.
+    `namespace` None is all namespaces. `field_selector` and `label_selector` go to the server; one that refuses the
+    fields (400) is asked without, so `keep` must say the same wherever it matters. `idle_s`: see IDLE_S; a kind that
+    is known to change often can have it shorter.
     """
 
     def __init__(
@@ -135,13 +116,11 @@ class Reflector(Generic[K, V]):
         self._client = client
         self._path = kind.resource.collection(namespace)
         self._selectors = {"fieldSelector": field_selector, "labelSelector": label_selector}
-        self._keep = keep
         self._page = page
         self._idle_s = idle_s
         self._clock = clock
         self._sleep = sleep
         self._rng = rng or random.Random()  # noqa: S311  # jitter, not a secret
-        self._cache: dict[K, V] = {}
         self._version = ""
         self._highest = ""
         self._whole = False
@@ -149,9 +128,8 @@ class Reflector(Generic[K, V]):
         self._delay_s = 0.0
         self._stuck = 0
         self._failing = False
-        self._on_change: list[OnChange[V]] = []
-        self._on_listed: list[OnListed] = []
         self._log = log.bind(kind=kind.resource.kind)
+        self._cache = Cache(kind, keep, self._log)
 
     # What callers read.
 
@@ -160,10 +138,19 @@ class Reflector(Generic[K, V]):
 
     def items(self) -> Mapping[K, V]:
         """The live cache: read it without waiting in between, and do not change it."""
-        return self._cache
+        return self._cache.items()
 
     def __len__(self) -> int:
-        return len(self._cache)
+        return len(self._cache.items())
+
+    @property
+    def undecodable(self) -> int:
+        """How often an object could not be read and was passed by."""
+        return self._cache.undecodable
+
+    @property
+    def callback_errors(self) -> int:
+        return self._cache.callback_errors
 
     @property
     def resource_version(self) -> str:
@@ -177,11 +164,11 @@ class Reflector(Generic[K, V]):
 
     def on_change(self, callback: OnChange[V]) -> None:
         """`callback(change, old, new)` for every change from now on. It must not raise, wait or take long."""
-        self._on_change.append(callback)
+        self._cache.on_change(callback)
 
     def on_listed(self, callback: OnListed) -> None:
         """`callback(count_before, count_after)` after every list, before the changes that it brought."""
-        self._on_listed.append(callback)
+        self._cache.on_listed(callback)
 
     def absorb(self, view: V) -> None:
         """Takes what a conditional write of ours answered, so that the next decision does not act on the past.
@@ -189,10 +176,7 @@ class Reflector(Generic[K, V]):
         Nobody is called: the writer knows. The watch's own event of that write is then no change. Only for answers to
         writes that were conditional on the cached version, else another's change could pass unseen.
         """
-        key = self._key_of(view)
-        cached = self._cache.get(key)
-        if cached is not None and cached.uid == view.uid and is_older(cached.resource_version, view.resource_version):
-            self._cache[key] = view
+        self._cache.absorb(view)
 
     # The loop.
 
@@ -255,25 +239,35 @@ class Reflector(Generic[K, V]):
 
     async def _list(self) -> None:
         self.stats.lists += 1
-        found: dict[K, V] = {}
-        unread: set[K] = set()
+        snapshot: Snapshot[K, V] = Snapshot()
         token = ""
         while True:
-            try:
-                page = await self._client.get(self._path, _decode_list, query=self._list_query(token))
-            except Gone:
-                # The snapshot that we paged through is too old by now. The next list comes in one piece.
-                self._whole = bool(token)
-                raise
+            page = await self._page_after(token)
             self._contact = self._clock()
             for raw in page.items or ():
-                self._sort_in(raw, found, unread)
-            token = page.metadata.next_page or ""
+                self._cache.read(raw, snapshot)
+            last, token = token, page.metadata.next_page or ""
             if not token:
                 break
+            if token == last:
+                raise Unavailable(f"list {self._path}: the same page for ever")
             await asyncio.sleep(0)
-        self._whole = False
-        self._replace(found, unread, page.metadata.resource_version or "")
+        version = page.metadata.resource_version
+        if not version:
+            # Some other answer than a list. Taken for an empty one it would delete everything.
+            raise Unavailable(f"list {self._path}: an answer without a version")
+        went_back, self._whole = is_older(version, self._highest), False
+        self._version = self._highest = version
+        self._cache.replace(snapshot, version, went_back=went_back)
+        self.synced.set()
+
+    async def _page_after(self, token: str) -> _List:
+        try:
+            return await self._client.get(self._path, _decode_list, query=self._list_query(token))
+        except Gone:
+            # The snapshot that we paged through is too old by now. The next list comes in one piece.
+            self._whole = bool(token)
+            raise
 
     def _list_query(self, token: str) -> dict[str, str]:
         query = {name: value for name, value in self._selectors.items() if value}
@@ -282,40 +276,6 @@ class Reflector(Generic[K, V]):
         if token:
             query["continue"] = token
         return query
-
-    def _sort_in(self, raw: msgspec.Raw, found: dict[K, V], unread: set[K]) -> None:
-        try:
-            view = self.kind.decode(raw)
-        except Undecodable as error:
-            identity = self._unreadable(raw, error)
-            if identity is not None:
-                unread.add(self.kind.key(identity.namespace, identity.name))
-            return
-        if self._keep is None or self._keep(view):
-            found[self._key_of(view)] = view
-
-    def _replace(self, found: dict[K, V], unread: set[K], version: str) -> None:
-        """Takes a whole list at once, and tells the differences.
-
-        An object that is there but cannot be read stays as it was last read: to take it for deleted would release
-        what it holds. What a write of ours brought and the list does not know yet (`absorb`) is kept, unless the
-        server itself went back in time (a restored backup): then the list is right about everything.
-        """
-        old_cache = self._cache
-        went_back = is_older(version, self._highest)
-        for key, old in old_cache.items():
-            ahead = not went_back and is_older(version, old.resource_version)
-            if ahead or (key in unread and key not in found):
-                found[key] = old
-        self._cache = found
-        self._version = self._highest = version
-        self._call_listed(len(old_cache), len(found))
-        for key, old in old_cache.items():
-            if key not in found:
-                self._tell(Change.DELETED, old, None)
-        for key, new in found.items():
-            self._tell_difference(old_cache.get(key), new)
-        self.synced.set()
 
     # Watching.
 
@@ -357,7 +317,7 @@ class Reflector(Generic[K, V]):
             self.stats.bookmarks += 1
         else:
             self.stats.events += 1
-            self._apply(event.type, event.object, identity)
+            self._cache.apply(event.type, event.object, identity)
         # Even past an object that we cannot read: else the server would send it for ever.
         self._version = self._highest = identity.resource_version or self._version
 
@@ -367,73 +327,3 @@ class Reflector(Generic[K, V]):
         if "Too large resource version" in str(error):
             return Gone(str(error), status=error.status, kind_reason=error.kind_reason)
         return error
-
-    def _apply(self, kind: str, raw: msgspec.Raw, identity: Identity) -> None:
-        key = self.kind.key(identity.namespace, identity.name)
-        old = self._cache.get(key)
-        if old is not None and is_older(identity.resource_version, old.resource_version):
-            return  # We absorbed a newer state already.
-        if kind == Change.DELETED:
-            self._drop(key)
-            return
-        try:
-            new = self.kind.decode(raw)
-        except Undecodable as error:
-            self._unreadable(raw, error)
-            return
-        if self._keep is not None and not self._keep(new):
-            self._drop(key)
-            return
-        self._cache[key] = new
-        self._tell_difference(old, new)
-
-    def _drop(self, key: K) -> None:
-        old = self._cache.pop(key, None)
-        if old is not None:
-            self._tell(Change.DELETED, old, None)
-
-    def _unreadable(self, raw: msgspec.Raw, error: Undecodable) -> Identity | None:
-        self.stats.undecodable += 1
-        try:
-            identity = decode_identity(raw)
-        except Undecodable:
-            identity = None
-        self._log.error(
-            "object_not_understood",
-            namespace=identity.namespace if identity else None,
-            name=identity.name if identity else None,
-            error=str(error),
-        )
-        return identity
-
-    # Telling.
-
-    def _key_of(self, view: V) -> K:
-        return self.kind.key_of(view)
-
-    def _tell_difference(self, old: V | None, new: V) -> None:
-        if old is None:
-            self._tell(Change.ADDED, None, new)
-        elif old.uid != new.uid:
-            # Deleted and made again while we looked away: two objects, so two changes.
-            self._tell(Change.DELETED, old, None)
-            self._tell(Change.ADDED, None, new)
-        elif old.resource_version != new.resource_version:
-            self._tell(Change.MODIFIED, old, new)
-
-    def _tell(self, change: Change, old: V | None, new: V | None) -> None:
-        for callback in self._on_change:
-            try:
-                callback(change, old, new)
-            except Exception:
-                # One wrong consumer must not cost the others their cache.
-                self.stats.callback_errors += 1
-                self._log.exception("change_callback_failed")
-
-    def _call_listed(self, before: int, after: int) -> None:
-        for callback in self._on_listed:
-            try:
-                callback(before, after)
-            except Exception:
-                self.stats.callback_errors += 1
-                self._log.exception("listed_callback_failed")

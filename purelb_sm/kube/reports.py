@@ -134,9 +134,8 @@ class ReportWriter:
         if self._versions is None:
             self._versions = await self._look(report)
         specs = render_slices(report, self._slice_addresses)
-        # The first slice last: it says how many there are, and a reader waits until all agree.
-        for index in reversed(range(len(specs))):
-            spec = {"slice": None, "slices": None} | specs[index]
+        for index, rendered in enumerate(specs):
+            spec = {"slice": None, "slices": None} | rendered
             await self._put(slice_name(self._node, index), spec, report, self._versions)
         wanted = {slice_name(self._node, index) for index in range(len(specs))}
         for name in [name for name in self._versions if name not in wanted]:

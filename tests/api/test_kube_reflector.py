@@ -189,7 +189,7 @@ async def test_what_cannot_be_read_in_a_list_is_not_taken_for_deleted() -> None:
         assert [k.name for k in reflector.items()] == ["a"]
         assert seen.changes[2:] == [(Change.DELETED, "b")]
         assert seen.lists[1] == (2, 1)
-        assert reflector.stats.undecodable == 1
+        assert reflector.undecodable == 1
 
 
 async def test_a_list_that_is_truncated_changes_nothing() -> None:
@@ -207,6 +207,37 @@ async def test_a_list_that_is_truncated_changes_nothing() -> None:
         await reflector.synced.wait()
         assert seen.changes == [(Change.ADDED, "a")]
         assert server.count(watch=False) == 2
+
+
+@pytest.mark.parametrize(
+    "answer", [{}, {"metadata": {}}, {"metadata": {"resourceVersion": ""}}, status_object(200, "x")]
+)
+async def test_an_answer_that_is_no_list_deletes_nothing(answer: dict[str, object]) -> None:
+    lists = [answer, listing(10, service("a", 1)), answer, answer, listing(20, service("a", 1))]
+
+    async def handler(exchange: Exchange) -> None:
+        if not exchange.is_watch:
+            await exchange.reply(lists.pop(0))
+        elif lists:
+            await exchange.refuse(410, "Expired")
+        else:
+            await watch_for_ever(exchange)
+
+    async with reflecting(handler) as (_, reflector, seen):
+        await until(lambda: reflector.resource_version == "20")
+        assert seen.changes == [(Change.ADDED, "a")]
+
+
+async def test_a_list_that_never_ends_is_left() -> None:
+    async def handler(exchange: Exchange) -> None:
+        await exchange.reply(listing(10, service("a", 1), token="again"))
+
+    clock = FakeClock()
+    start = clock.now
+    async with reflecting(handler, clock) as (server, reflector, _):
+        await until(lambda: clock.now > start + 300)
+        assert len(server.requests) < 2 * (8 + 300 / 24)
+        assert not reflector.synced.is_set()
 
 
 async def test_an_older_server_is_asked_without_the_field_selector() -> None:
@@ -272,7 +303,7 @@ async def test_an_object_that_cannot_be_read_is_passed_by() -> None:
         await until(lambda: server.count(watch=True) == 2)
         assert seen.changes == [(Change.ADDED, "a"), (Change.ADDED, "b"), (Change.DELETED, "a")]
         assert server.requests[-1].query["resourceVersion"] == "13"
-        assert reflector.stats.undecodable == 1, "a deletion needs no more than the name"
+        assert reflector.undecodable == 1, "a deletion needs no more than the name"
 
 
 @pytest.mark.spec("E2")
@@ -578,7 +609,7 @@ async def test_a_consumer_that_raises_costs_nobody_else() -> None:
         reflector.on_change(lambda change, *_: told.append(change))
         await until(lambda: len(seen.changes) == 2)
         assert len(told) == 2
-        assert reflector.stats.callback_errors == 3
+        assert reflector.callback_errors == 3
 
 
 async def test_the_answer_to_our_own_write_is_known_before_the_watch_brings_it() -> None:
@@ -605,6 +636,36 @@ async def test_the_answer_to_our_own_write_is_known_before_the_watch_brings_it()
         gate.set()
         await until(lambda: reflector.resource_version == "13" or reflector.stats.lists > 1)
         assert seen.changes == [(Change.ADDED, "a"), (Change.MODIFIED, "a")]
+
+
+async def test_a_list_from_before_our_own_write_does_not_undo_it() -> None:
+    """The answer to our write may overtake a list that was begun before it."""
+    gate = asyncio.Event()
+
+    async def handler(exchange: Exchange) -> None:
+        if exchange.is_watch:
+            await (exchange.refuse(410, "Expired") if server_lists == 1 else watch_for_ever(exchange))
+        else:
+            await next_list(exchange)
+
+    server_lists = 0
+
+    async def next_list(exchange: Exchange) -> None:
+        nonlocal server_lists
+        server_lists += 1
+        if server_lists == 2:
+            await gate.wait()
+        await exchange.reply(listing(10 * server_lists, service("a", 1), service("b", 2)))
+
+    async with reflecting(handler) as (_, reflector, seen):
+        await until(lambda: server_lists == 2)
+        reflector.absorb(view_of(service("a", 25, clusterIP="ours")))
+        gate.set()
+        await until(lambda: len(seen.lists) == 2)
+        cached = reflector.get(key("a"))
+        assert cached is not None
+        assert cached.cluster_ip == "ours"
+        assert len(seen.changes) == 2
 
 
 def view_of(item: dict[str, object]) -> ServiceView:
