@@ -12,7 +12,7 @@ from purelb_sm.sandbox.apiserver.custom import CustomStrategy
 from purelb_sm.sandbox.apiserver.objects import JSON, now
 from purelb_sm.sandbox.apiserver.registry import CUSTOM_VERBS, Resource, Subresource
 from purelb_sm.sandbox.apiserver.status import FieldError, invalid_value, not_supported, required
-from purelb_sm.sandbox.apiserver.strategy import LABEL, SUBDOMAIN, Path, Strategy, keep_status
+from purelb_sm.sandbox.apiserver.strategy import LABEL, SUBDOMAIN, Strategy, keep_status
 
 log = structlog.get_logger(__name__)
 
@@ -24,12 +24,6 @@ class Definitions(Strategy):
     generation: ClassVar[bool] = True
     returns_deleted: ClassVar[bool] = True
     unconditional_update: ClassVar[bool] = False
-    empty: ClassVar[JSON] = {
-        "spec": {"group": "", "names": {"plural": "", "kind": ""}, "scope": "", "versions": None},
-        "status": {"conditions": None, "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": None},
-    }
-
-    kept_empty: ClassVar[tuple[Path, ...]] = (("status", "conditions"),)
 
     def defaults(self, obj: JSON) -> None:
         spec = obj.setdefault("spec", {})
@@ -41,11 +35,7 @@ class Definitions(Strategy):
 
     def prepare_create(self, obj: JSON) -> None:
         stored = [v.get("name") for v in obj["spec"].get("versions") or () if v.get("storage")]
-        obj["status"] = {
-            "conditions": None,
-            "acceptedNames": {"plural": "", "kind": ""},
-            "storedVersions": stored,
-        }
+        obj["status"] = {"storedVersions": stored}
 
     def prepare_update(self, obj: JSON, old: JSON) -> None:
         keep_status(obj, old)

@@ -17,7 +17,7 @@ import structlog
 import yaml
 from aiohttp import web
 
-from purelb_sm.sandbox.apiserver import discovery, faults, lists, openapi, reviews, tables
+from purelb_sm.sandbox.apiserver import discovery, faults, lists, openapi, protobuf, reviews, tables
 from purelb_sm.sandbox.apiserver.cluster import Cluster
 from purelb_sm.sandbox.apiserver.objects import JSON
 from purelb_sm.sandbox.apiserver.operations import Operations, Request
@@ -362,11 +362,13 @@ async def _body(http: web.Request, content_type: str = "") -> Any:
     """The decoded body, JSON or YAML; raises 400, or 415 for an encoding that is not spoken here."""
     raw = await http.read()
     content_type = content_type or http.headers.get("Content-Type", "").split(";")[0]
-    if "protobuf" in content_type or raw[:4] == b"k8s\x00":
-        text = "the body of the request was in an unknown format - accepted media types include: application/json"
-        raise StatusError(415, "UnsupportedMediaType", text)
     if not raw:
         return {}
+    if content_type == protobuf.CONTENT_TYPE:
+        try:
+            return protobuf.decode(raw)
+        except protobuf.ProtobufError as error:
+            raise bad_request(str(error)) from error
     try:
         return msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

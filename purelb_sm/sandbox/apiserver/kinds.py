@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import ipaddress
-import re
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from purelb_sm.sandbox.apiserver.objects import JSON
 from purelb_sm.sandbox.apiserver.status import (
@@ -16,19 +15,7 @@ from purelb_sm.sandbox.apiserver.status import (
     not_supported,
     required,
 )
-from purelb_sm.sandbox.apiserver.strategy import Path, Strategy, check_labels, keep_status
-
-_NODE_INFO = (
-    *("machineID", "systemUUID", "bootID", "kernelVersion", "osImage", "containerRuntimeVersion"),
-    *("kubeletVersion", "kubeProxyVersion", "operatingSystem", "architecture"),
-)
-
-
-def _strip_empty(item: JSON, *keys: str) -> None:
-    """Fields that a built-in type leaves out when they are empty strings."""
-    for key in keys:
-        if item.get(key) == "":
-            del item[key]
+from purelb_sm.sandbox.apiserver.strategy import Strategy, check_labels, keep_status
 
 
 class WithStatus(Strategy):
@@ -51,29 +38,13 @@ class Generic(Strategy):
 
 class Nodes(Strategy):
     names: ClassVar[str] = "subdomain"
-    empty: ClassVar[JSON] = {
-        "spec": {},
-        "status": {
-            "daemonEndpoints": {"kubeletEndpoint": {"Port": 0}},
-            "nodeInfo": dict.fromkeys(_NODE_INFO, ""),
-        },
-    }
     selectable: ClassVar[dict[str, str]] = {"metadata.name": "", "spec.unschedulable": "false"}
-
-    def defaults(self, obj: JSON) -> None:
-        obj.setdefault("spec", {})
-        status = obj.setdefault("status", {})
-        status.setdefault("daemonEndpoints", {}).setdefault("kubeletEndpoint", {}).setdefault("Port", 0)
-        info = status.setdefault("nodeInfo", {})
-        for key in _NODE_INFO:
-            info.setdefault(key, "")
-        for condition in status.get("conditions") or ():
-            _strip_empty(condition, "reason", "message")
 
     def prepare_create(self, obj: JSON) -> None:
         # An admission plugin keeps Pods off a new Node until it says that it is ready.
         taint = {"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}
-        taints = obj["spec"].setdefault("taints", [])
+        obj.pop("status", None)
+        taints = obj.setdefault("spec", {}).setdefault("taints", [])
         if not any(t.get("key") == taint["key"] and t.get("effect") == taint["effect"] for t in taints):
             taints.append(taint)
 
@@ -81,38 +52,13 @@ class Nodes(Strategy):
         keep_status(obj, old)
 
 
-_MICRO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}(Z|[+-]\d\d:\d\d)")
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
-_MICRO_LAYOUT = "2006-01-02T15:04:05.000000Z07:00"
-_TIME_LAYOUT = "2006-01-02T15:04:05Z07:00"
-
-
-class BadTimeError(ValueError):
-    """A time that does not parse: 400 in a body that was sent, 422 in what a patch made of an object."""
-
-
-def check_time(value: Any, *, micro: bool) -> None:
-    """metav1.Time takes RFC 3339; metav1.MicroTime insists on exactly six digits of fraction."""
-    if value is None:
-        return
-    pattern, layout = (_MICRO, _MICRO_LAYOUT) if micro else (_TIME, _TIME_LAYOUT)
-    if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise BadTimeError(f'parsing time "{value}" as "{layout}": cannot parse "{value}" as "2006"')
-
-
 class Leases(Strategy):
     unconditional_update: ClassVar[bool] = False
     create_on_update: ClassVar[bool] = True
-    empty: ClassVar[JSON] = {"spec": {}}
-
-    def defaults(self, obj: JSON) -> None:
-        spec = obj.setdefault("spec", {})
-        for key in ("acquireTime", "renewTime"):
-            check_time(spec.get(key), micro=True)
 
     def validate(self, obj: JSON, old: JSON | None) -> list[FieldError]:
         errors = []
-        spec = obj["spec"]
+        spec = obj.get("spec") or {}
         duration, transitions = spec.get("leaseDurationSeconds"), spec.get("leaseTransitions")
         if duration is not None and duration <= 0:
             errors.append(invalid_value("spec.leaseDurationSeconds", duration, "must be greater than 0"))
@@ -124,16 +70,6 @@ class Leases(Strategy):
 class Events(Strategy):
     create_on_update: ClassVar[bool] = True
     names: ClassVar[str] = "path"
-    empty: ClassVar[JSON] = {
-        "involvedObject": {},
-        "source": {},
-        "firstTimestamp": None,
-        "lastTimestamp": None,
-        "eventTime": None,
-        "reportingComponent": "",
-        "reportingInstance": "",
-    }
-    kept_empty: ClassVar[tuple[Path, ...]] = (("firstTimestamp",), ("lastTimestamp",), ("eventTime",))
     selectable: ClassVar[dict[str, str]] = {
         **dict.fromkeys(("metadata.name", "metadata.namespace", "reason", "source", "type", "reportingComponent"), ""),
         **{
@@ -142,19 +78,8 @@ class Events(Strategy):
         },
     }
 
-    def defaults(self, obj: JSON) -> None:
-        for key, value in self.empty.items():
-            obj.setdefault(key, value if value is None or isinstance(value, str) else {})
-        for key in ("firstTimestamp", "lastTimestamp"):
-            check_time(obj[key], micro=False)
-        check_time(obj["eventTime"], micro=True)
-        # A time has whole seconds here; a writer may send more.
-        for key in ("firstTimestamp", "lastTimestamp"):
-            if isinstance(obj[key], str) and "." in obj[key]:
-                obj[key] = re.sub(r"\.\d+", "", obj[key])
-
     def validate(self, obj: JSON, old: JSON | None) -> list[FieldError]:
-        meta, about = obj["metadata"], obj["involvedObject"]
+        meta, about = obj["metadata"], obj.get("involvedObject") or {}
         namespace = about.get("namespace", "")
         # Events about objects without a namespace are kept in `default`, older writers use their own namespace.
         if namespace and namespace != meta.get("namespace"):
@@ -162,7 +87,7 @@ class Events(Strategy):
             return [invalid_value("involvedObject.namespace", namespace, why)]
         if not namespace and meta.get("namespace") not in ("default", "kube-system"):
             return [invalid_value("involvedObject.namespace", namespace, "does not match event.namespace")]
-        return self._new_style(obj) if obj["eventTime"] is not None else []
+        return self._new_style(obj) if obj.get("eventTime") is not None else []
 
     def _new_style(self, obj: JSON) -> list[FieldError]:
         """Events with `eventTime` were meant for events.k8s.io and carry more."""
@@ -176,15 +101,9 @@ class Events(Strategy):
 
 class EndpointSlices(Strategy):
     generation: ClassVar[bool] = True
-    empty: ClassVar[JSON] = {"addressType": "", "endpoints": None, "ports": None}
-    kept_empty: ClassVar[tuple[Path, ...]] = (("endpoints",), ("ports",))
 
     def defaults(self, obj: JSON) -> None:
-        obj.setdefault("endpoints", None)
-        obj.setdefault("ports", None)
-        for endpoint in obj["endpoints"] or ():
-            endpoint.setdefault("conditions", {})
-        for port in obj["ports"] or ():
+        for port in obj.get("ports") or ():
             port.setdefault("name", "")
             port.setdefault("protocol", "TCP")
 
@@ -196,7 +115,7 @@ class EndpointSlices(Strategy):
         if old is not None and old.get("addressType") != kind:
             return [invalid_value("addressType", kind, "field is immutable")]
         errors = []
-        for i, endpoint in enumerate(obj["endpoints"] or ()):
+        for i, endpoint in enumerate(obj.get("endpoints") or ()):
             path = f"endpoints[{i}].addresses"
             addresses = endpoint.get("addresses") or []
             if not addresses:
@@ -222,11 +141,9 @@ _IMMORTAL = ("default", "kube-system", "kube-public")
 class Namespaces(Strategy):
     names: ClassVar[str] = "label"
     returns_deleted: ClassVar[bool] = True
-    empty: ClassVar[JSON] = {"spec": {}, "status": {}}
     selectable: ClassVar[dict[str, str]] = {"metadata.name": "", "status.phase": ""}
 
     def defaults(self, obj: JSON) -> None:
-        obj.setdefault("spec", {})
         obj.setdefault("status", {}).setdefault("phase", "Active")
         name = obj["metadata"].get("name")
         if name:
@@ -275,14 +192,10 @@ def _check_immutable(obj: JSON, old: JSON | None) -> list[FieldError]:
 
 class Roles(Strategy):
     names: ClassVar[str] = "path"
-    kept_empty: ClassVar[tuple[Path, ...]] = (("rules",),)
-
-    def defaults(self, obj: JSON) -> None:
-        obj.setdefault("rules", None)
 
     def validate(self, obj: JSON, old: JSON | None) -> list[FieldError]:
         errors = []
-        for i, rule in enumerate(obj["rules"] or ()):
+        for i, rule in enumerate(obj.get("rules") or ()):
             if not rule.get("verbs"):
                 errors.append(required(f"rules[{i}].verbs", "verbs must contain at least one value"))
             if rule.get("nonResourceURLs"):
@@ -327,17 +240,7 @@ class Bindings(Strategy):
 
 
 class Disruptions(WithStatus):
-    """PodDisruptionBudget: its status has counters that are always printed."""
-
-    _counters: ClassVar[JSON] = dict.fromkeys(
-        ("disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"), 0
-    )
-
-    def defaults(self, obj: JSON) -> None:
-        obj["status"] = {**self._counters, **(obj.get("status") or {})}
-
-    def prepare_create(self, obj: JSON) -> None:
-        obj["status"] = dict(self._counters)
+    """PodDisruptionBudget."""
 
     def validate(self, obj: JSON, old: JSON | None) -> list[FieldError]:
         spec = obj.get("spec") or {}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from purelb_sm.sandbox.apiserver import tables
+from purelb_sm.sandbox.apiserver.builtin import empty
 from purelb_sm.sandbox.apiserver.cluster import Cluster
 from purelb_sm.sandbox.apiserver.objects import JSON
 from purelb_sm.sandbox.apiserver.registry import Resource
@@ -258,5 +259,6 @@ class Watch:
         if annotations:
             meta["annotations"] = annotations
         obj: JSON = {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": meta}
-        obj.update(self._cluster.strategy(resource).empty)
+        if not resource.custom:
+            obj = {**empty(resource.schema), **obj}
         return line("BOOKMARK", encode(obj))

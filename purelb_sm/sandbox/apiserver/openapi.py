@@ -24,6 +24,14 @@ _PATCHES = (
     "application/merge-patch+json",
     "application/strategic-merge-patch+json",
 )
+_FORMATS = {
+    "time": "date-time",
+    "microtime": "date-time",
+    "intstr": "int-or-string",
+    "bytes": "byte",
+    "quantity": "quantity",
+    "duration": "duration",
+}
 # Deeper nodes are shown as plain objects: schemas of Pods are large, and nobody explains them in a sandbox.
 _DEPTH = 12
 
@@ -119,8 +127,8 @@ def _kind_schema(resource: Resource) -> JSON:
 
 def _shown(schema: Schema, depth: int) -> JSON:
     made: JSON = {}
-    if schema.type == "time":
-        return {"type": "string", "format": "date-time"}
+    if schema.type in _FORMATS:
+        return {"type": "string", "format": _FORMATS[schema.type]}
     if schema.type != "any":
         made["type"] = schema.type
     if depth >= _DEPTH:

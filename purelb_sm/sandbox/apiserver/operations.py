@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from purelb_sm.sandbox.apiserver import ownership, patching
+from purelb_sm.sandbox.apiserver.builtin import DecodeError, decode, metadata_schema, tidy
 from purelb_sm.sandbox.apiserver.cluster import Cluster
 from purelb_sm.sandbox.apiserver.custom import CustomStrategy
-from purelb_sm.sandbox.apiserver.kinds import BadTimeError
-from purelb_sm.sandbox.apiserver.objects import JSON, dig, generated, new_uid, now
+from purelb_sm.sandbox.apiserver.objects import JSON, generated, new_uid, now
 from purelb_sm.sandbox.apiserver.registry import Resource
-from purelb_sm.sandbox.apiserver.schema import check_types, drop_empty, metadata_schema, prune, unknown_fields
+from purelb_sm.sandbox.apiserver.schema import prune, unknown_fields
 from purelb_sm.sandbox.apiserver.status import (
     FieldError,
     StatusError,
@@ -88,18 +88,16 @@ class Operations:
             meta["generation"] = 1
         self._defaults(request, strategy, body)
         strategy.prepare_create(body)
+        ownership.record(request, ownership.NOTHING, body, None)
         request.name = meta.get("name", "")
         self._refuse(request, check_metadata(meta, strategy.names) + strategy.validate(body, None))
         self._check_namespace(request)
         if self.cluster.store.bucket(resource.bucket).get(request.key) is not None:
             raise already_exists(resource.plural, resource.group, request.name)
-        return self._create(request, strategy, body, ownership.NOTHING, applied=None)
+        return self._create(request, body)
 
-    def _create(
-        self, request: Request, strategy: Strategy, body: JSON, before: JSON, applied: ownership.Applied | None
-    ) -> Entry:
-        self._finish(request.resource, strategy, body)
-        ownership.record(request, before, body, applied)
+    def _create(self, request: Request, body: JSON) -> Entry:
+        self._finish(request.resource, body)
         stored = self.cluster.to_storage(request.resource, body)
         if request.dry_run:
             return Entry(request.key, 0, encode(stored), stored)
@@ -179,10 +177,10 @@ class Operations:
         else:
             raise unsupported_media_type("415: Unsupported Media Type", {})
         try:
-            self._accept(request, patched)
-        except BadTimeError as error:
-            raise _unparsable_patch(patched, error) from error
-        return self._write(request, strategy, entry, patched, patched=True), False
+            self._read(request, patched)
+        except DecodeError as error:
+            raise _unreadable_patch(patched, error) from error
+        return self._write(request, strategy, entry, patched), False
 
     def _write(
         self,
@@ -190,8 +188,6 @@ class Operations:
         strategy: Strategy,
         entry: Entry,
         body: JSON,
-        *,
-        patched: bool = False,
         applied: ownership.Applied | None = None,
     ) -> Entry:
         """The common end of update and patch: everything from defaults to the store."""
@@ -201,14 +197,13 @@ class Operations:
         sent = meta.get("resourceVersion")
         if sent and sent != old_meta["resourceVersion"]:
             raise conflict(resource.plural, resource.group, request.name)
-        try:
-            self._defaults(request, strategy, body)
-        except BadTimeError as error:
-            raise _unparsable_patch(body, error) if patched else error from None
+        self._defaults(request, strategy, body)
         self._keep_metadata(request, meta, old_meta)
         errors = check_metadata_update(meta, old_meta)
         if errors:
             raise invalid(resource.kind, resource.group, request.name, errors, doubled=_doubled(errors))
+        # What the server itself fills in below is owned by nobody.
+        ownership.record(request, old, body, applied)
         if request.subresource == "status":
             strategy.prepare_status(body, old)
             meta = body["metadata"]
@@ -216,14 +211,13 @@ class Operations:
             strategy.prepare_update(body, old)
         if meta is not old_meta and meta != old_meta:
             self._refuse(request, check_metadata(meta, strategy.names))
-        self._finish(resource, strategy, body)
+        self._finish(resource, body)
         if request.subresource == "status":
             self._refuse(request, strategy.validate_status(body, old))
         else:
             self._refuse(request, strategy.validate(body, old))
         if strategy.generation and strategy.changed(body, old):
             meta["generation"] = old_meta.get("generation", 1) + 1
-        ownership.record(request, old, body, applied)
         if body == old:
             return entry
         return self._store(request, entry, body)
@@ -268,7 +262,7 @@ class Operations:
             raise bad_request("error decoding YAML: the apply patch is not an object")
         if (patch.get("metadata") or {}).get("managedFields"):
             raise bad_request("metadata.managedFields must be nil")
-        self._accept(request, patch)
+        self._accept(request, patch, complete=False)
         meta = self._metadata(patch)
         if meta.setdefault("name", request.name) != request.name:
             text = f"the name of the object ({meta['name']}) does not match the name on the URL ({request.name})"
@@ -293,9 +287,10 @@ class Operations:
             meta["generation"] = 1
         self._defaults(request, strategy, body)
         strategy.prepare_create(body)
+        ownership.record(request, ownership.NOTHING, body, applied)
         self._refuse(request, check_metadata(meta, strategy.names) + strategy.validate(body, None))
         self._check_namespace(request)
-        return self._create(request, strategy, body, ownership.NOTHING, applied)
+        return self._create(request, body)
 
     # --- delete ------------------------------------------------------------------------------------------------
 
@@ -344,8 +339,19 @@ class Operations:
 
     # --- common ------------------------------------------------------------------------------------------------
 
-    def _accept(self, request: Request, body: JSON) -> None:
-        """Is it an object of this kind, and of known fields? Unknown ones are refused, warned of, or dropped."""
+    def _accept(self, request: Request, body: JSON, *, complete: bool = True) -> None:
+        """`_read` for an object that was sent: 400 where it cannot be read."""
+        try:
+            self._read(request, body, complete=complete)
+        except DecodeError as error:
+            kind, version = request.resource.kind, request.resource.version
+            raise bad_request(f'{kind} in version "{version}" cannot be handled as a {kind}: {error}') from error
+
+    def _read(self, request: Request, body: JSON, *, complete: bool = True) -> None:
+        """Is it an object of this kind, and of known fields? Unknown ones are refused, warned of, or dropped.
+
+        An applied configuration is not `complete`: what it leaves out must not come in as an empty value.
+        """
         resource = request.resource
         version, kind = body.get("apiVersion", resource.api_version), body.get("kind", resource.kind)
         if version != resource.api_version:
@@ -361,12 +367,12 @@ class Operations:
             raise bad_request("metadata is not an object")
         if request.field_validation != "Ignore":
             self._report_unknown(request, body)
-        if not resource.custom:
-            check_types(resource.schema, body, resource.kind, resource.version)
-            drop_empty(resource.schema, body)
+        if resource.custom:
+            decode(metadata_schema(), body.setdefault("metadata", {}), "metadata")
         else:
-            check_types(metadata_schema(), body.get("metadata"), resource.kind, resource.version, "metadata")
-            drop_empty(metadata_schema(), body.setdefault("metadata", {}))
+            decode(resource.schema, body)
+        if complete:
+            self._finish(resource, body)
         prune(resource.schema, body)
 
     @staticmethod
@@ -386,17 +392,13 @@ class Operations:
         if isinstance(strategy, CustomStrategy):
             request.warnings += strategy.drain_warnings()
 
-    def _finish(self, resource: Resource, strategy: Strategy, body: JSON) -> None:
-        """What is left empty by now is not printed, besides the lists that are."""
+    @staticmethod
+    def _finish(resource: Resource, body: JSON) -> None:
+        """Empty values as the kind prints them."""
         if resource.custom:
-            drop_empty(metadata_schema(), body["metadata"])
-            return
-        kept = [(path, dig(body, path)) for path in strategy.kept_empty]
-        drop_empty(resource.schema, body)
-        for path, value in kept:
-            parent = dig(body, path[:-1])
-            if isinstance(parent, dict):
-                parent.setdefault(path[-1], value)
+            tidy(metadata_schema(), body["metadata"])
+        else:
+            tidy(resource.schema, body)
 
     def _refuse(self, request: Request, errors: list[FieldError]) -> None:
         strategy = self.cluster.strategy(request.resource)
@@ -419,7 +421,7 @@ def _doubled(errors: list[FieldError]) -> bool:
     return any(e.field == "metadata.finalizers" for e in errors)
 
 
-def _unparsable_patch(patched: JSON, error: BadTimeError) -> StatusError:
+def _unreadable_patch(patched: JSON, error: DecodeError) -> StatusError:
     """A patch whose result does not decode: 422 on the field `patch`, with the whole result quoted."""
     text = encode(patched).decode()
     return invalid("", "", "", [FieldError("patch", "FieldValueInvalid", f"Invalid value: {shown(text)}: {error}")])

@@ -72,6 +72,15 @@ def _entry(writer: Writer, operation: str, fields: JSON) -> JSON:
     return entry
 
 
+def _written(writer: Writer, obj: JSON) -> JSON:
+    """The part of an object that a request can write: the main resource not the status, the status not the rest."""
+    if writer.subresource == "status":
+        return {key: obj[key] for key in ("metadata", "status") if key in obj}
+    if writer.resource.has_status:
+        return {key: value for key, value in obj.items() if key != "status"}
+    return obj
+
+
 def record(writer: Writer, before: JSON, after: JSON, applied: Applied | None) -> None:
     """Set the entries of `after`, in place; the entries of `before` are shared and never changed."""
     entries = _after_update(writer, before, after) if applied is None else _after_apply(writer, before, applied)
@@ -84,7 +93,7 @@ def record(writer: Writer, before: JSON, after: JSON, applied: Applied | None) -
 def _after_update(writer: Writer, before: JSON, after: JSON) -> list[JSON]:
     """The writer owns what it changed, nobody else does any more."""
     entries = _entries(after)
-    changed, removed = fieldsets.difference(writer.resource.schema, before, after)
+    changed, removed = fieldsets.difference(writer.resource.schema, _written(writer, before), _written(writer, after))
     if not changed and not removed:
         return entries
     result = []
@@ -150,6 +159,7 @@ def _ordered(before: JSON, entries: list[JSON]) -> list[JSON]:
 def apply(writer: Writer, live: JSON, config: JSON) -> Applied:
     """Merge an applied configuration into the live object; 409 where another manager owns a field it changes."""
     schema = writer.resource.schema
+    config = _without_nulls(_written(writer, config))
     wanted = list(fieldsets.leaves(schema, config, nodes=False))
     fields: JSON = {}
     for path, _ in wanted:
@@ -169,6 +179,12 @@ def apply(writer: Writer, live: JSON, config: JSON) -> Applied:
     if former is not None:
         _drop_abandoned(schema, merged, former.get("fieldsV1") or {}, fields, others)
     return Applied(merged, fields, others)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
 
 
 def _conflicts(

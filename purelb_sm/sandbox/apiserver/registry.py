@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from purelb_sm.sandbox.apiserver.builtin import builtin
 from purelb_sm.sandbox.apiserver.objects import group_version
-from purelb_sm.sandbox.apiserver.schema import ANY, Schema, builtin
+from purelb_sm.sandbox.apiserver.schema import ANY, Schema
 
 ALL_VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
 # The order in which a real server names the verbs of custom resources.
@@ -182,11 +183,12 @@ def _made(
     categories: tuple[str, ...] = (),
     parts: tuple[Subresource, ...] = (),
     status: bool = False,
-    typed: str | None = None,
+    typed: bool = True,
 ) -> Resource:
     if status:
         parts = (*parts, Subresource("status", kind))
-    schema = ANY if typed == "" else builtin(typed or version.title() + kind)
+    package = group.split(".")[0] if group else "core"
+    schema = builtin(f"{package}/{version}.{kind}") if typed else ANY
     singular = "endpoints" if plural == "endpoints" else kind.lower()
     return Resource(
         group, version, plural, kind, namespaced, singular, f"{kind}List", verbs, short, categories, parts, schema
@@ -199,7 +201,7 @@ def _core() -> Iterator[Resource]:
 
     scale = Subresource("scale", "Scale", group="autoscaling", version="v1")
     yield core("bindings", "Binding", verbs=("create",))
-    yield core("componentstatuses", "ComponentStatus", "cs", cluster=True, verbs=("get", "list"), typed="")
+    yield core("componentstatuses", "ComponentStatus", "cs", cluster=True, verbs=("get", "list"), typed=False)
     yield core("configmaps", "ConfigMap", "cm")
     yield core("endpoints", "Endpoints", "ep")
     yield core("events", "Event", "ev")
@@ -273,15 +275,15 @@ def _groups() -> Iterator[Resource]:
     names = ("crd", "crds")
     extensions = "apiextensions.k8s.io"
     yield _made(extensions, "v1", crd, "CustomResourceDefinition", *names, namespaced=False, status=True)
-    yield _made("apiregistration.k8s.io", "v1", "apiservices", "APIService", namespaced=False, status=True)
+    yield _made("apiregistration.k8s.io", "v1", "apiservices", "APIService", namespaced=False, status=True, typed=False)
     for plural, kind in (
         ("selfsubjectaccessreviews", "SelfSubjectAccessReview"),
         ("selfsubjectrulesreviews", "SelfSubjectRulesReview"),
         ("subjectaccessreviews", "SubjectAccessReview"),
     ):
-        yield _made("authorization.k8s.io", "v1", plural, kind, namespaced=False, verbs=("create",), typed="")
+        yield _made("authorization.k8s.io", "v1", plural, kind, namespaced=False, verbs=("create",), typed=False)
     for plural, kind in (("tokenreviews", "TokenReview"), ("selfsubjectreviews", "SelfSubjectReview")):
-        yield _made("authentication.k8s.io", "v1", plural, kind, namespaced=False, verbs=("create",), typed="")
+        yield _made("authentication.k8s.io", "v1", plural, kind, namespaced=False, verbs=("create",), typed=False)
 
 
 def builtin_registry() -> Registry:

@@ -99,7 +99,6 @@ class Services(Strategy):
     names: ClassVar[str] = "label"
     returns_deleted: ClassVar[bool] = True
     create_on_update: ClassVar[bool] = True
-    empty: ClassVar[JSON] = {"spec": {}, "status": {"loadBalancer": {}}}
     selectable: ClassVar[dict[str, str]] = {
         "metadata.name": "",
         "metadata.namespace": "",

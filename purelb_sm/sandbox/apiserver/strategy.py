@@ -32,9 +32,6 @@ _SUBDOMAIN_WHY = (
 ANNOTATIONS_LIMIT = 256 * 1024
 
 
-Path = tuple[str, ...]
-
-
 class Strategy:
     """The behaviour of a kind without particular behaviour."""
 
@@ -43,8 +40,6 @@ class Strategy:
     unconditional_update: ClassVar[bool] = True  # PUT without resourceVersion is taken
     create_on_update: ClassVar[bool] = False  # PUT of an absent object creates it
     names: ClassVar[str] = "subdomain"
-    empty: ClassVar[JSON] = {}  # what an object without content prints beside its metadata
-    kept_empty: ClassVar[tuple[Path, ...]] = ()  # what is printed even when it is null or an empty list
     selectable: ClassVar[Mapping[str, str]] = {"metadata.name": "", "metadata.namespace": ""}
 
     @property

@@ -16,8 +16,9 @@ from typing import Any
 import jsonschema
 
 from purelb_sm.sandbox.apiserver import cel_rules
+from purelb_sm.sandbox.apiserver.builtin import metadata_schema
 from purelb_sm.sandbox.apiserver.objects import JSON
-from purelb_sm.sandbox.apiserver.schema import Schema, metadata_schema
+from purelb_sm.sandbox.apiserver.schema import Schema
 from purelb_sm.sandbox.apiserver.status import (
     INVALID,
     NOT_SUPPORTED,

@@ -108,7 +108,6 @@ def _check_container(container: JSON, at: str, volumes: set[Any]) -> list[FieldE
 
 class Pods(WithStatus):
     returns_deleted: ClassVar[bool] = True
-    empty: ClassVar[JSON] = {"spec": {"containers": None}, "status": {}}
     selectable: ClassVar[dict[str, str]] = dict.fromkeys(
         (
             "metadata.name",
@@ -138,10 +137,9 @@ class Pods(WithStatus):
 class Workload(WithStatus):
     """Deployment, DaemonSet, ReplicaSet, StatefulSet: a Pod template, a selector, an update strategy."""
 
-    def __init__(self, spec: JSON, strategy: tuple[str, JSON] | None = None, status: JSON | None = None) -> None:
+    def __init__(self, spec: JSON, strategy: tuple[str, JSON] | None = None) -> None:
         self._spec = spec
         self._strategy = strategy
-        self._status = status or {}
 
     def defaults(self, obj: JSON) -> None:
         spec = obj.setdefault("spec", {})
@@ -153,10 +151,6 @@ class Workload(WithStatus):
             if chosen.setdefault("type", "RollingUpdate") == "RollingUpdate" and rolling:
                 chosen["rollingUpdate"] = {**rolling, **(chosen.get("rollingUpdate") or {})}
         default_pod(spec.setdefault("template", {}).setdefault("spec", {}))
-        obj["status"] = {**self._status, **(obj.get("status") or {})}
-
-    def prepare_create(self, obj: JSON) -> None:
-        obj["status"] = dict(self._status)
 
     def validate(self, obj: JSON, old: JSON | None) -> list[FieldError]:
         spec = obj["spec"]
@@ -176,9 +170,6 @@ class Workload(WithStatus):
         return errors + check_pod(spec["template"]["spec"], "spec.template.spec")
 
 
-DAEMON_COUNTERS = ("currentNumberScheduled", "numberMisscheduled", "desiredNumberScheduled", "numberReady")
-
-
 def workloads() -> dict[str, Workload]:
     """One strategy for each kind, by the name of its bucket."""
     return {
@@ -189,12 +180,10 @@ def workloads() -> dict[str, Workload]:
         "daemonsets.apps": Workload(
             {"revisionHistoryLimit": 10},
             ("updateStrategy", {"maxUnavailable": 1, "maxSurge": 0}),
-            dict.fromkeys(DAEMON_COUNTERS, 0),
         ),
-        "replicasets.apps": Workload({"replicas": 1}, None, {"replicas": 0}),
+        "replicasets.apps": Workload({"replicas": 1}),
         "statefulsets.apps": Workload(
             {"replicas": 1, "revisionHistoryLimit": 10, "podManagementPolicy": "OrderedReady"},
             ("updateStrategy", {"partition": 0}),
-            {"replicas": 0, "availableReplicas": 0},
         ),
     }
