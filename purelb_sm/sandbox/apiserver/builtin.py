@@ -11,12 +11,12 @@ import datetime as dt
 import functools
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
 from purelb_sm.sandbox.apiserver.objects import JSON
-from purelb_sm.sandbox.apiserver.schema import ANY, Schema, children
+from purelb_sm.sandbox.apiserver.schema import ANY, Schema
 
 
 @dataclass(frozen=True)
@@ -172,26 +172,62 @@ _PYTHON: dict[str, type | tuple[type, ...]] = {
 _FRACTION = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
 
-def decode(schema: Schema, value: Any, path: str = "") -> None:
-    """Check the types of all values, and bring times and quantities into their usual form, in place.
+@dataclass
+class Reader:
+    """One reading of an object; `unknown` collects the paths of fields that its type does not have, which go.
 
-    Raises DecodeError. Unknown fields are not looked at.
+    Most of a patched object is as it was before: what equals its counterpart in `old` is not looked at again.
+    `complete` says to leave out and fill in empty values as the type prints them.
     """
-    if value is None or schema.type == "any":
-        return
+
+    complete: bool = True
+    unknown: list[str] = field(default_factory=list)
+
+    def read(self, schema: Schema, value: JSON, old: Any = None, path: str = "") -> None:
+        """Check types, bring times and quantities into their usual form, in place; raises DecodeError."""
+        for key in list(value):
+            child = value[key]
+            sub = schema.fields.get(key) or schema.values
+            below = f"{path}.{key}" if path else key
+            if sub is None:
+                if not schema.open:
+                    self.unknown.append(below)
+                    del value[key]
+                continue
+            before = old.get(key) if isinstance(old, dict) else None
+            if child is before or child is None or sub is ANY:
+                continue
+            kind = child.__class__
+            if kind is dict and sub.type == "object":
+                if child != before:
+                    self.read(sub, child, before, below)
+            elif kind is list and sub.type == "array":
+                if child != before and sub.items is not None:
+                    self._items(sub.items, child, below)
+            else:
+                value[key] = _scalar(sub, child, below)
+        if self.complete:
+            _print(schema, value)
+
+    def _items(self, schema: Schema, value: list[Any], path: str) -> None:
+        for i, item in enumerate(value):
+            below = f"{path}[{i}]"
+            if item.__class__ is dict and schema.type == "object":
+                self.read(schema, item, None, below)
+            elif item is not None and schema.type != "any":
+                value[i] = _scalar(schema, item, below)
+
+
+def _scalar(schema: Schema, value: Any, path: str) -> Any:
+    """The value in its usual form; raises DecodeError where it is of another type."""
     if not isinstance(value, _PYTHON[schema.type]) or (isinstance(value, bool) and schema.type != "boolean"):
         kind = _GO.get(schema.type, schema.type)
         raise DecodeError(f"json: cannot unmarshal {_json_name(value)} into Go struct field {path} of type {kind}")
-    if isinstance(value, dict):
-        for key, child in value.items():
-            sub = schema.child(key)
-            sub_path = f"{path}.{key}" if path else key
-            decode(sub, child, sub_path)
-            if sub.type in ("time", "microtime", "quantity") and child is not None:
-                value[key] = _formed(sub.type, child)
-        return
-    for child_path, _, child, sub in children(schema, value, path):
-        decode(sub, child, child_path)
+    if schema.type == "quantity":
+        return str(value)
+    if schema.type in ("time", "microtime"):
+        return time_text(str(value), micro=schema.type == "microtime")
+    return value
 
 
 _GO = {"integer": "int32", "number": "float64", "boolean": "bool", "array": "[]interface {}", "object": "struct"}
@@ -204,12 +240,6 @@ def _json_name(value: Any) -> str:
         return "number"
     names: dict[type, str] = {dict: "object", list: "array", str: "string"}
     return names[type(value)]
-
-
-def _formed(kind: str, value: Any) -> str:
-    if kind == "quantity":
-        return str(value)
-    return time_text(value, micro=kind == "microtime")
 
 
 def time_text(value: str, *, micro: bool) -> str:
@@ -230,41 +260,39 @@ def time_text(value: str, *, micro: bool) -> str:
 # --- printing --------------------------------------------------------------------------------------------------
 
 
-def tidy(schema: Schema, value: JSON) -> None:
-    """Empty values as the type prints them: most are left out, some appear as `null`, `""`, `0` or `{}`. In place."""
-    for key in list(value):
-        child = value[key]
-        sub = schema.child(key)
+def tidy(schema: Schema, value: JSON, old: Any = None) -> None:
+    """Empty values as the type prints them, in place; what equals its counterpart in `old` is so already."""
+    for key, child in value.items():
+        sub = schema.fields.get(key) or schema.values
+        if sub is None or not isinstance(child, dict | list):
+            continue
+        before = old.get(key) if isinstance(old, dict) else None
+        if child is before or child == before:
+            continue
         if isinstance(child, dict):
-            if child:
-                _tidy_dict(sub, child)
-            if not child and sub.values is not None and key in schema.unprinted:
-                del value[key]
-        elif isinstance(child, list):
-            if sub.items is not None and sub.items.fields:
-                for item in child:
-                    if isinstance(item, dict):
-                        tidy(sub.items, item)
-            if not child and key in schema.unprinted:
-                del value[key]
-        elif child is None or (key in schema.unprinted and (child == "" or child == 0)):
+            tidy(sub, child, before)
+        elif sub.items is not None and sub.items.fields:
+            for item in child:
+                if isinstance(item, dict):
+                    tidy(sub.items, item)
+    _print(schema, value)
+
+
+def _print(schema: Schema, value: JSON) -> None:
+    """Most empty values are left out, some appear as `null`, `""`, `0` or `{}`."""
+    for key in schema.unprinted & value.keys() if schema.fields else ():
+        child = value[key]
+        if child is None or (not child and (not isinstance(child, dict) or schema.fields[key].values is not None)):
             del value[key]
+    for key in [key for key, child in value.items() if child is None and key not in schema.zeros]:
+        del value[key]
     for key, zero in schema.zeros.items():
-        if key not in value:
+        if value.get(key) is None:
             value[key] = empty(schema.fields[key]) if zero is _STRUCT else zero
-
-
-def _tidy_dict(schema: Schema, value: JSON) -> None:
-    if schema.fields:
-        tidy(schema, value)
-    elif schema.values is not None and schema.values.fields:
-        for item in value.values():
-            if isinstance(item, dict):
-                tidy(schema.values, item)
 
 
 def empty(schema: Schema) -> JSON:
     """What an object of the type prints that holds nothing."""
     made: JSON = {}
-    tidy(schema, made)
+    _print(schema, made)
     return made

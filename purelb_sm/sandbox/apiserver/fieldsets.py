@@ -24,10 +24,15 @@ _UNOWNED = frozenset(
         *("selfLink", "managedFields", "deletionGracePeriodSeconds", "generateName"),
     )
 ) | {("f:apiVersion",), ("f:kind",), ("f:metadata",)}
+_METADATA: Path = ("f:metadata",)
 
 
 def unowned(path: Path) -> bool:
     return path in _UNOWNED or path[:2] in _UNOWNED
+
+
+def copied(fields: JSON) -> JSON:
+    return {part: copied(node) if node else {} for part, node in fields.items()}
 
 
 def contains(fields: JSON, path: Path) -> bool:
@@ -143,32 +148,41 @@ def difference(schema: Schema, old: Any, new: Any, path: Path = ()) -> tuple[lis
     """(paths added or changed, paths removed) from old to new; a removed path stands for all below it."""
     changed: list[Path] = []
     removed: list[Path] = []
-    _compare(schema, old, new, path, changed, removed)
+    if old != new:
+        _compare(schema, old, new, path, changed, removed)
     return changed, removed
 
 
 def _compare(schema: Schema, old: Any, new: Any, path: Path, changed: list[Path], removed: list[Path]) -> None:
-    if old == new or (path and unowned(path) and path != ("f:metadata",)):
-        return
+    """Both differ; find out where."""
     if not (granular(schema, old) and granular(schema, new) and type(old) is type(new)):
         removed.append(path)
         changed += [p for p, _ in leaves(schema, new, path, nodes=True)]
-        return
-    before = {part: child for part, _, child in parts(schema, old)}
-    for part, sub, child in parts(schema, new):
-        below = (*path, part)
-        if part not in before:
-            changed += [p for p, _ in leaves(sub, child, below, nodes=True)]
-        elif before.pop(part) != child:
-            _compare(sub, _part(schema, old, part), child, below, changed, removed)
-        continue
-    removed += [(*path, part) for part in before if not unowned((*path, part))]
+    elif isinstance(new, dict):
+        _compare_dicts(schema, old, new, path, changed, removed)
+    else:
+        before = {part: child for part, _, child in parts(schema, old)}
+        for part, sub, child in parts(schema, new):
+            if part not in before:
+                changed += [p for p, _ in leaves(sub, child, (*path, part), nodes=True)]
+            elif (was := before.pop(part)) != child:
+                _compare(sub, was, child, (*path, part), changed, removed)
+        removed += [(*path, part) for part in before]
 
 
-def _part(schema: Schema, value: Any, wanted: str) -> Any:
-    if isinstance(value, dict):
-        return value.get(wanted[2:])
-    return next((child for part, _, child in parts(schema, value) if part == wanted), None)
+def _compare_dicts(schema: Schema, old: JSON, new: JSON, path: Path, changed: list[Path], removed: list[Path]) -> None:
+    for key, child in new.items():
+        was = old.get(key)
+        if was is child or (was == child and key in old):
+            continue
+        below = (*path, f"f:{key}")
+        if unowned(below) and below != _METADATA:
+            continue
+        if key in old:
+            _compare(schema.child(key), was, child, below, changed, removed)
+        else:
+            changed += [p for p, _ in leaves(schema.child(key), child, below, nodes=True)]
+    removed += [below for key in old if key not in new and not unowned(below := (*path, f"f:{key}"))]
 
 
 def lookup(schema: Schema, value: Any, path: Path) -> tuple[bool, Any]:

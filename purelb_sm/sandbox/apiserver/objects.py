@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import datetime as dt
+import functools
 import random
+import time
 import uuid
 from collections.abc import Iterable
 from typing import Any
@@ -25,7 +26,12 @@ def dig(obj: Any, path: Iterable[str]) -> Any:
 
 def now() -> str:
     """The time as metav1.Time prints it: UTC, whole seconds."""
-    return dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return _printed(int(time.time()))
+
+
+@functools.lru_cache(4)
+def _printed(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def new_uid() -> str:

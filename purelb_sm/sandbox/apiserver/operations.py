@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from purelb_sm.sandbox.apiserver import ownership, patching
-from purelb_sm.sandbox.apiserver.builtin import DecodeError, decode, metadata_schema, tidy
+from purelb_sm.sandbox.apiserver.builtin import DecodeError, Reader, metadata_schema, tidy
 from purelb_sm.sandbox.apiserver.cluster import Cluster
 from purelb_sm.sandbox.apiserver.custom import CustomStrategy
 from purelb_sm.sandbox.apiserver.objects import JSON, generated, new_uid, now
@@ -177,7 +177,7 @@ class Operations:
         else:
             raise unsupported_media_type("415: Unsupported Media Type", {})
         try:
-            self._read(request, patched)
+            self._read(request, patched, self.cluster.view(resource, entry))
         except DecodeError as error:
             raise _unreadable_patch(patched, error) from error
         return self._write(request, strategy, entry, patched), False
@@ -211,10 +211,11 @@ class Operations:
             strategy.prepare_update(body, old)
         if meta is not old_meta and meta != old_meta:
             self._refuse(request, check_metadata(meta, strategy.names))
-        self._finish(resource, body)
         if request.subresource == "status":
+            # Complete already: it was read, and the rest is as it was.
             self._refuse(request, strategy.validate_status(body, old))
         else:
+            self._finish(resource, body, old)
             self._refuse(request, strategy.validate(body, old))
         if strategy.generation and strategy.changed(body, old):
             meta["generation"] = old_meta.get("generation", 1) + 1
@@ -342,18 +343,18 @@ class Operations:
     def _accept(self, request: Request, body: JSON, *, complete: bool = True) -> None:
         """`_read` for an object that was sent: 400 where it cannot be read."""
         try:
-            self._read(request, body, complete=complete)
+            self._read(request, body, None, complete=complete)
         except DecodeError as error:
             kind, version = request.resource.kind, request.resource.version
             raise bad_request(f'{kind} in version "{version}" cannot be handled as a {kind}: {error}') from error
 
-    def _read(self, request: Request, body: JSON, *, complete: bool = True) -> None:
+    def _read(self, request: Request, body: JSON, old: JSON | None, *, complete: bool = True) -> None:
         """Is it an object of this kind, and of known fields? Unknown ones are refused, warned of, or dropped.
 
         An applied configuration is not `complete`: what it leaves out must not come in as an empty value.
         """
         resource = request.resource
-        version, kind = body.get("apiVersion", resource.api_version), body.get("kind", resource.kind)
+        version, kind = body.pop("apiVersion", resource.api_version), body.pop("kind", resource.kind)
         if version != resource.api_version:
             raise bad_request(
                 f"the API version in the data ({version}) does not match the expected API version "
@@ -361,25 +362,22 @@ class Operations:
             )
         if kind != resource.kind:
             raise bad_request(f"{kind} in version {shown(version)} cannot be handled as a {resource.kind}")
-        body.pop("apiVersion", None)
-        body.pop("kind", None)
-        if not isinstance(body.get("metadata") or {}, dict):
-            raise bad_request("metadata is not an object")
-        if request.field_validation != "Ignore":
-            self._report_unknown(request, body)
-        if resource.custom:
-            decode(metadata_schema(), body.setdefault("metadata", {}), "metadata")
+        meta = self._metadata(body)
+        reader = Reader(complete)
+        if not resource.custom:
+            reader.read(resource.schema, body, old)
         else:
-            decode(resource.schema, body)
-        if complete:
-            self._finish(resource, body)
-        prune(resource.schema, body)
+            reader.read(metadata_schema(), meta, None if old is None else old["metadata"], "metadata")
+            reader.unknown += unknown_fields(resource.schema, body)
+            prune(resource.schema, body)
+        self._report_unknown(request, reader.unknown)
 
     @staticmethod
-    def _report_unknown(request: Request, body: JSON) -> None:
+    def _report_unknown(request: Request, unknown: list[str]) -> None:
         resource = request.resource
-        unknown = unknown_fields(resource.schema, body)
-        if unknown and request.field_validation == "Strict":
+        if not unknown or request.field_validation == "Ignore":
+            return
+        if request.field_validation == "Strict":
             reasons = ", ".join(f'unknown field "{path}"' for path in unknown)
             raise bad_request(
                 f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: '
@@ -393,12 +391,12 @@ class Operations:
             request.warnings += strategy.drain_warnings()
 
     @staticmethod
-    def _finish(resource: Resource, body: JSON) -> None:
+    def _finish(resource: Resource, body: JSON, old: JSON | None = None) -> None:
         """Empty values as the kind prints them."""
         if resource.custom:
             tidy(metadata_schema(), body["metadata"])
         else:
-            tidy(resource.schema, body)
+            tidy(resource.schema, body, old)
 
     def _refuse(self, request: Request, errors: list[FieldError]) -> None:
         strategy = self.cluster.strategy(request.resource)

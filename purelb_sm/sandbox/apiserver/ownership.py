@@ -105,7 +105,7 @@ def _after_update(writer: Writer, before: JSON, after: JSON) -> list[JSON]:
         gone = [] if own else [p for p in changed if fieldsets.covers(fields, p)]
         gained = [p for p in changed if not fieldsets.contains(fields, p)] if own else []
         if lost or gone or gained:
-            fields = copy.deepcopy(fields)
+            fields = fieldsets.copied(fields)
             for path in (*lost, *gone):
                 _take(fields, path, whole=path in lost)
             for path in gained:
@@ -170,7 +170,7 @@ def apply(writer: Writer, live: JSON, config: JSON) -> Applied:
         raise _conflict(taken)
     for entry, path in taken:
         at = next(i for i, e in enumerate(others) if e is entry or e.get("was") is entry)
-        altered = copy.deepcopy(others[at].get("fieldsV1") or {})
+        altered = fieldsets.copied(others[at].get("fieldsV1") or {})
         _take(altered, path, whole=False)
         others[at] = {**others[at], "fieldsV1": altered, "was": entry}
     others = [{k: v for k, v in e.items() if k != "was"} for e in others if e.get("fieldsV1")]

@@ -22,7 +22,7 @@ from aiohttp import web
 from purelb_sm.sandbox.apiserver import faults, reviews
 from purelb_sm.sandbox.apiserver.cluster import Cluster
 from purelb_sm.sandbox.apiserver.frontend import Frontend
-from purelb_sm.sandbox.apiserver.journal import SqliteJournal
+from purelb_sm.sandbox.apiserver.journal import Journal
 from purelb_sm.sandbox.apiserver.objects import JSON
 from purelb_sm.sandbox.apiserver.operations import Operations, Request
 from purelb_sm.sandbox.apiserver.patching import APPLY_PATCH
@@ -33,6 +33,8 @@ from purelb_sm.sandbox.apiserver.storage import Entry, Store
 HISTORY = 10_000
 # A real cluster has written some hundred objects before anybody asks; version 1 is long compacted.
 _FIRST_VERSION = 200
+# Versions that a restart leaves out, so that every version from before it is told apart.
+_RESTART_GAP = 1000
 _MAX_BODY = 8 << 20
 
 
@@ -51,12 +53,13 @@ class ApiServer:
 
         `history` bounds the changes kept for each kind. `bookmark_s` is the time between bookmarks of a watch.
         """
-        journal = SqliteJournal(data_dir) if data_dir is not None else None
-        start = max(_FIRST_VERSION, journal.promised if journal is not None else 0)
+        journal = Journal(data_dir) if data_dir is not None else None
+        start = _FIRST_VERSION if journal is None else max(_FIRST_VERSION, journal.last + _RESTART_GAP)
         self.store = Store(kept=history, start=start, journal=journal)
         if journal is not None:
-            for bucket, key, rv, raw in journal.rows():
+            for (bucket, key), (rv, raw) in journal.found.items():
                 self.store.load(bucket, key, rv, raw)
+            journal.follow(self.store.rows)
         self.faults = faults.Faults()
         self.cluster = Cluster(self.store)
         self.cluster.start()

@@ -95,9 +95,7 @@ class Journal(Protocol):
 
     def put(self, bucket: str, key: Key, rv: int, raw: bytes) -> None: ...
 
-    def delete(self, bucket: str, key: Key) -> None: ...
-
-    def reserve(self, rv: int) -> None: ...
+    def delete(self, bucket: str, key: Key, rv: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -208,9 +206,15 @@ class Store:
         entry = self._stamp(prev.key, prev.copy())
         self.bucket(name).remove(prev.key)
         if self._journal is not None:
-            self._journal.delete(name, prev.key)
+            self._journal.delete(name, prev.key, entry.rv)
         self._tell(name, Change(entry.rv, DELETED, entry, prev))
         return entry
+
+    def rows(self) -> Iterator[tuple[str, Key, int, bytes]]:
+        """Everything that is stored: (bucket, key, version, bytes)."""
+        for name, bucket in self.buckets.items():
+            for entry in bucket.entries():
+                yield name, entry.key, entry.rv, entry.raw
 
     def compact(self) -> int:
         """Forget all history, as if it had been long ago; returns the version from which watches are served."""
@@ -226,8 +230,6 @@ class Store:
 
     def _stamp(self, key: Key, obj: JSON) -> Entry:
         self.rv += 1
-        if self._journal is not None:
-            self._journal.reserve(self.rv)
         obj["metadata"]["resourceVersion"] = str(self.rv)
         return Entry(key, self.rv, encode(obj), obj)
 

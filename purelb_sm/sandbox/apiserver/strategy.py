@@ -6,6 +6,7 @@ of calls is in `operations.py`.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -101,6 +102,7 @@ def check_name(rule: str, name: str, field: str = "metadata.name") -> list[Field
     return errors
 
 
+@functools.lru_cache(4096)
 def is_qualified(name: str) -> bool:
     """Keys of labels and annotations, finalizers, condition types: an optional DNS prefix, a slash, a name."""
     prefix, slash, rest = name.rpartition("/")
