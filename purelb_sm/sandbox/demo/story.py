@@ -260,7 +260,8 @@ class Story:
 
         async def told(reason: str, times: int) -> bool:
             found = await self._sandbox.items(EVENTS, NAMESPACE)
-            return sum(e["reason"] == reason and e["involvedObject"]["name"] == name for e in found) >= times
+            about = [e for e in found if e["involvedObject"]["name"] == name]
+            return len([e for e in about if e["reason"] == reason]) >= times
 
         async def announced() -> bool:
             service = await self._sandbox.get(SERVICES, name, NAMESPACE) or {}
