@@ -86,7 +86,7 @@ async def nothing_is_left(said: str) -> None:
     assert pids, said
     await eventually(lambda: not any(alive(pid) for pid in pids))
     for prefix in set(re.findall(r"\b(plb[0-9a-f]{4})-", said)):
-        assert not [one for one in Path(namespace.NETNS_DIRECTORY).glob(f"{prefix}-*")]
+        assert not list(namespace.NETNS_DIRECTORY.glob(f"{prefix}-*"))
 
 
 @pytest.mark.spec("D1")

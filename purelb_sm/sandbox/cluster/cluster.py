@@ -6,11 +6,11 @@ import asyncio
 import atexit
 import secrets
 import signal
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import structlog
 
@@ -92,7 +92,7 @@ class Cluster:
         atexit.register(self._remove)
         try:
             self._cancel_on_signals()
-            await asyncio.to_thread(self._build, names)
+            await _to_the_end(asyncio.to_thread(self._build, names))
             for node in self.nodes:
                 self._proxies[node] = ApiProxy(self.open_socket(node), self._upstream)
                 await self._proxies[node].set_state(ApiState.REACHABLE)
@@ -311,6 +311,16 @@ class Cluster:
 
     async def _inside(self, place: str, call: Callable[[], T]) -> T:
         return await asyncio.to_thread(namespace.inside, self.namespace_of(place), call)
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Also when cancelled meanwhile: a thread cannot be stopped, and must not go on building what is being removed."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 def _set_link(name: str, *, up: bool) -> None:
