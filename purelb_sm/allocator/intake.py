@@ -116,7 +116,7 @@ class Intake:
     def _report(self, node: str) -> NodeReport | None:
         views = [v for v in self.announcements.items().values() if _node_of(v) == node]
         try:
-            return join_slices(views)
+            return join_slices(views, node)
         except InvalidInput as error:
             log.warning("report_refused", node=node, error=str(error))
             return None
