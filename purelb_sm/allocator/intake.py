@@ -7,7 +7,8 @@ standby they are dropped, since a new leader looks at everything once anyway.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import Any
 
 import structlog
@@ -15,7 +16,7 @@ import structlog
 from purelb_sm.domain import names
 from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.publication import branded, current_condition
-from purelb_sm.domain.reports import NodeReport, join_slices
+from purelb_sm.domain.reports import NodeReport, join_slices, slice_name
 from purelb_sm.domain.views import NodeView, ObjectView, ServiceKey, ServiceView
 from purelb_sm.errors import InvalidInput
 from purelb_sm.kube import objects
@@ -33,6 +34,7 @@ class Intake:
     """The reflectors, and what they say has changed since it was last asked."""
 
     def __init__(self, client: KubeClient, install_namespace: str) -> None:
+        self._namespace = install_namespace
         self.queue = WorkQueue()
         self.services = Reflector(client, objects.SERVICE)
         self.groups = Reflector(client, objects.SERVICE_GROUP, namespace=install_namespace)
@@ -114,12 +116,20 @@ class Intake:
         return [report for node in sorted(marked) if node in live and (report := self._report(node)) is not None]
 
     def _report(self, node: str) -> NodeReport | None:
-        views = [v for v in self.announcements.items().values() if _node_of(v) == node]
         try:
-            return join_slices(views, node)
+            return join_slices(self._slices(node), node)
         except InvalidInput as error:
             log.warning("report_refused", node=node, error=str(error))
             return None
+
+    def _slices(self, node: str) -> Iterator[ObjectView]:
+        """The node's object and its further slices, by name: no look at the objects of all other nodes."""
+        for index in count():
+            name = node if index == 0 else slice_name(node, index)
+            view = self.announcements.get((self._namespace, name))
+            if view is None:
+                return
+            yield view
 
     def remark(self, nodes: Iterable[str]) -> None:
         """Reports that could not be booked are looked at again."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from purelb_sm.store.audit import Audit
 from sqlalchemy import create_engine, text
 
 from purelb_sm.sandbox.apiserver import Fault
+from purelb_sm.store.audit import Audit
 from purelb_sm.store.history import Verified
 from tests.support.product import (
     Cluster,
