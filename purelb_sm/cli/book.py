@@ -1,0 +1,274 @@
+"""The verbs that ask the book: `db`, `history`, `who-had`, `state`, `verify`. They read the database itself.
+
+Exit codes: 0 answered; 1 the history is broken, or the schema is not ours; 2 what was typed makes no sense; 3 the
+database cannot be asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from purelb_sm.cli.printing import Output, print_rows
+from purelb_sm.cli.times import parse_when, show
+from purelb_sm.domain.addresses import Address, parse_ip
+from purelb_sm.domain.views import ServiceKey
+from purelb_sm.errors import HistoryBroken, InvalidInput, SchemaMismatch, StoreError
+from purelb_sm.settings import DEFAULT_DATABASE
+
+if TYPE_CHECKING:
+    from purelb_sm.store.audit import Announcer, Audit, HistoryRow, Holding
+
+db = typer.Typer(help="The database's schema.", no_args_is_help=True)
+
+Database = Annotated[str, typer.Option(envvar="PURELB_DATABASE", help="SQLAlchemy URL of the book")]
+Form = Annotated[Output, typer.Option("--output", "-o", help="table, json (an object a line) or csv")]
+At = Annotated[str, typer.Option("--at", help="2026-11-24T03:12:00Z, 2026-11-24, 2h ago")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verbs."""
+    app.add_typer(db, name="db")
+    app.command("history")(history)
+    app.command("who-had")(who_had)
+    app.command("state")(state)
+    app.command("verify")(verify)
+
+
+@db.command("upgrade")
+def upgrade(database: Database = DEFAULT_DATABASE) -> None:
+    """Makes the schema, or brings it to this program's version. Safe to run again, and by several at once."""
+    from purelb_sm.store import schema
+
+    with _explained():
+        before, now = schema.upgrade(database)
+        typer.echo(f"{now}, as before" if before == now else f"{now}, before: {before or 'no schema'}")
+
+
+@db.command("check")
+def check(database: Database = DEFAULT_DATABASE) -> None:
+    """Says whether the schema is the one this program needs. Changes nothing."""
+    from purelb_sm.store import schema
+
+    with _explained():
+        typer.echo(f"{schema.check(database)}, as this program needs it")
+
+
+def history(
+    service: Annotated[str | None, typer.Option(help="namespace/name, with what nodes did with its addresses")] = None,
+    address: Annotated[str | None, typer.Option(help="an IP address")] = None,
+    node: Annotated[str | None, typer.Option(help="a node")] = None,
+    namespace: Annotated[str | None, typer.Option(help="a namespace")] = None,
+    group: Annotated[str | None, typer.Option(help="a ServiceGroup")] = None,
+    since: Annotated[str | None, typer.Option(help="not before this time")] = None,
+    until: Annotated[str | None, typer.Option(help="before this time")] = None,
+    output: Form = Output.TABLE,
+    database: Database = DEFAULT_DATABASE,
+) -> None:
+    """Every move of Services, allocations and announcements, as it was booked; those that match all that is given."""
+    from purelb_sm.store.audit import Filter
+
+    now = _now()
+    with _explained():
+        wanted = Filter(
+            service=_key(service) if service else None,
+            address=_address(address) if address else None,
+            node=node,
+            namespace=namespace,
+            group=group,
+            since=_when(since, now) if since else None,
+            until=_when(until, now) if until else None,
+        )
+        with _audit(database) as audit:
+            print_rows(output, audit.history(wanted), _HISTORY_COLUMNS, _history_cells, _history_record)
+
+
+def who_had(
+    address: Annotated[str, typer.Argument(help="an IP address")],
+    at: At = "now",
+    output: Form = Output.TABLE,
+    database: Database = DEFAULT_DATABASE,
+) -> None:
+    """Who had an address at a time, since and until when, and which nodes held it on which interface then."""
+    with _explained():
+        asked, when = _address(address), _when(at, _now())
+        with _audit(database) as audit:
+            found = audit.who_had(asked, when)
+        print_rows(output, found, _HOLDING_COLUMNS, _holding_cells, _holding_record)
+        if not found and output is Output.TABLE:
+            typer.echo(f"nobody had {asked} at {show(when)}")
+
+
+def state(at: At = "now", output: Form = Output.TABLE, database: Database = DEFAULT_DATABASE) -> None:
+    """Everything that was held at a time, and what was on its way back to the pool."""
+    with _explained():
+        when = _when(at, _now())
+        with _audit(database) as audit:
+            count = print_rows(output, audit.state_at(when), _HOLDING_COLUMNS, _holding_cells, _holding_record)
+        if not count and output is Output.TABLE:
+            typer.echo(f"nothing was held at {show(when)}")
+
+
+def verify(
+    head: Annotated[
+        str | None, typer.Option(metavar="SEQ:HASH", help="a head known from outside, so that a cut-off tail shows")
+    ] = None,
+    database: Database = DEFAULT_DATABASE,
+) -> None:
+    """Walks the hash chain of the history, and names the first row that was changed, removed or inserted."""
+    with _explained():
+        known = _head(head) if head else None
+        with _audit(database) as audit:
+            found = audit.verify(known)
+        typer.echo(f"{found.rows} rows, the chain holds. Head {found.head[0]}:{found.head[1]}")
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Errors of ours as one line on standard error, and an exit code that scripts can tell apart."""
+    try:
+        yield
+    except (HistoryBroken, SchemaMismatch) as error:
+        code, text = 1, str(error)
+    except InvalidInput as error:
+        code, text = 2, str(error)
+    except StoreError as error:
+        code, text = 3, str(error)
+    else:
+        return
+    typer.echo(f"purelb: {text}", err=True)
+    raise typer.Exit(code)
+
+
+@contextmanager
+def _audit(database: str) -> Iterator[Audit]:
+    from purelb_sm.store.audit import Audit
+
+    audit = Audit.open(database)
+    try:
+        yield audit
+    finally:
+        audit.close()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _when(text: str, now: datetime) -> datetime:
+    try:
+        return parse_when(text, now)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from None
+
+
+def _address(text: str) -> Address:
+    return parse_ip(text.strip())
+
+
+def _key(text: str) -> ServiceKey:
+    namespace, slash, name = text.partition("/")
+    if not (slash and namespace and name) or "/" in name:
+        raise InvalidInput(f"{text!r} is not namespace/name")
+    return ServiceKey(namespace, name)
+
+
+def _head(text: str) -> tuple[int, str]:
+    match = re.fullmatch(r"(\d{1,18}):([0-9a-f]{64})", text.strip().lower())
+    if match is None:
+        raise InvalidInput(f"{text!r} is not SEQ:HASH, with the hash in 64 hexadecimal digits")
+    return int(match[1]), match[2]
+
+
+_HISTORY_COLUMNS = ("SEQ", "TIME", "KIND", "SERVICE", "ADDRESS", "NODE", "MOVE", "FROM", "TO", "BY", "WHY")
+
+
+def _history_cells(row: HistoryRow) -> tuple[str, ...]:
+    interface = row.details.get("interface")
+    message = row.details.get("message")
+    return (
+        str(row.seq),
+        show(row.at),
+        row.kind,
+        f"{row.namespace}/{row.name}" if row.name else "",
+        row.address,
+        f"{row.node} {interface}" if interface else row.node,
+        row.trigger,
+        row.from_state or "",
+        row.to_state or "",
+        row.actor,
+        f"{row.reason}: {message}" if message else row.reason,
+    )
+
+
+def _history_record(row: HistoryRow) -> dict[str, Any]:
+    return {
+        "seq": row.seq,
+        "at": row.at.isoformat(),
+        "term": row.term,
+        "actor": row.actor,
+        "kind": row.kind,
+        "namespace": row.namespace,
+        "name": row.name,
+        "uid": row.uid,
+        "group": row.group,
+        "address": row.address,
+        "node": row.node,
+        "trigger": row.trigger,
+        "from": row.from_state,
+        "to": row.to_state,
+        "reason": row.reason,
+        "details": row.details,
+        "hash": row.hash,
+    }
+
+
+_HOLDING_COLUMNS = ("ADDRESS", "SERVICE", "GROUP", "STATE", "SINCE", "UNTIL", "ON")
+
+
+def _holding_cells(holding: Holding) -> tuple[str, ...]:
+    return (
+        str(holding.address),
+        str(holding.service) if holding.service else f"nobody (kept for {holding.claim})",
+        holding.group,
+        holding.state.value,
+        show(holding.since),
+        show(holding.until),
+        "\n".join(_announcer_text(announcer) for announcer in holding.announcers),
+    )
+
+
+def _announcer_text(announcer: Announcer) -> str:
+    until = f" until {show(announcer.until)}" if announcer.until else ""
+    place = f"{announcer.node} {announcer.interface}"
+    return f"{place} ({announcer.state} since {show(announcer.since)}{until})"
+
+
+def _holding_record(holding: Holding) -> dict[str, Any]:
+    return {
+        "address": str(holding.address),
+        "namespace": holding.service.namespace if holding.service else None,
+        "name": holding.service.name if holding.service else None,
+        "uid": holding.uid,
+        "group": holding.group,
+        "claim": holding.claim,
+        "state": holding.state.value,
+        "since": holding.since.isoformat(),
+        "until": holding.until.isoformat() if holding.until else None,
+        "nodes": [
+            {
+                "node": a.node,
+                "interface": a.interface,
+                "prefixLength": a.prefix_length,
+                "state": a.state,
+                "since": a.since.isoformat(),
+                "until": a.until.isoformat() if a.until else None,
+            }
+            for a in holding.announcers
+        ],
+    }
