@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import structlog
@@ -21,7 +22,7 @@ from purelb_sm.allocator.leading import Leading
 from purelb_sm.allocator.metrics import AllocatorMetrics
 from purelb_sm.allocator.thread import BookThread
 from purelb_sm.domain import names
-from purelb_sm.errors import DatabaseUnavailable, TermLost
+from purelb_sm.errors import DatabaseUnavailable, StoreError, TermLost
 from purelb_sm.kube.client import KubeClient
 from purelb_sm.kube.events import EventRecorder
 from purelb_sm.kube.leases import LeaderElection
@@ -121,6 +122,9 @@ class Allocator:
             self.metrics.leading.set(0)
             self.intake.stop_leading()
             self.leading = None
+            # The last word goes out with the Lease. Behind whatever transaction still runs in the book's thread.
+            with suppress(StoreError):
+                self._show_head(await self._thread.call(self._book.head))
 
     def _show_head(self, head: tuple[int, str]) -> None:
         """The head of the history goes into the Lease with its next renewal, so that a cut-off tail shows (B4)."""

@@ -1,24 +1,27 @@
 """The verbs that ask the book: `db`, `history`, `who-had`, `state`, `verify`. They read the database itself.
 
 Exit codes: 0 answered; 1 the history is broken, or the schema is not ours; 2 what was typed makes no sense; 3 the
-database cannot be asked.
+database or the cluster cannot be asked.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from purelb_sm.cli.printing import Output, print_rows
 from purelb_sm.cli.times import parse_when, show
+from purelb_sm.domain import names
 from purelb_sm.domain.addresses import Address, parse_ip
 from purelb_sm.domain.views import ServiceKey
-from purelb_sm.errors import HistoryBroken, InvalidInput, SchemaMismatch, StoreError
+from purelb_sm.errors import HistoryBroken, InvalidInput, KubeError, SchemaMismatch, StoreError
 from purelb_sm.settings import DEFAULT_DATABASE
 
 if TYPE_CHECKING:
@@ -118,14 +121,34 @@ def verify(
     head: Annotated[
         str | None, typer.Option(metavar="SEQ:HASH", help="a head known from outside, so that a cut-off tail shows")
     ] = None,
+    kubeconfig: Annotated[
+        Path | None, typer.Option(help="take the head from the allocator's Lease in this cluster")
+    ] = None,
+    install_namespace: Annotated[str, typer.Option(help="namespace of that Lease")] = names.INSTALL_NAMESPACE,
     database: Database = DEFAULT_DATABASE,
 ) -> None:
     """Walks the hash chain of the history, and names the first row that was changed, removed or inserted."""
     with _explained():
-        known = _head(head) if head else None
+        shown = head or (asyncio.run(_head_in_lease(kubeconfig, install_namespace)) if kubeconfig else None)
+        known = _head(shown) if shown else None
         with _audit(database) as audit:
             found = audit.verify(known)
-        typer.echo(f"{found.rows} rows, the chain holds. Head {found.head[0]}:{found.head[1]}")
+        beyond = f" It contains {known[0]}:{known[1]}, which was kept outside the database." if known else ""
+        typer.echo(f"{found.rows} rows, the chain holds. Head {found.head[0]}:{found.head[1]}.{beyond}")
+
+
+async def _head_in_lease(kubeconfig: Path, namespace: str) -> str:
+    """The head that the allocator last put into its Lease. Raises KubeError, InvalidInput where there is none."""
+    from purelb_sm.kube.client import KubeClient
+    from purelb_sm.kube.objects import decode_lease
+    from purelb_sm.kube.resources import LEASES
+
+    async with await KubeClient.connect(str(kubeconfig)) as client:
+        lease = await client.get(LEASES.path(names.LEADER_LEASE, namespace), decode_lease)
+    head = lease.annotations.get(names.HISTORY_HEAD)
+    if head is None:
+        raise InvalidInput(f"the Lease {namespace}/{names.LEADER_LEASE} does not show a head of the history")
+    return head
 
 
 @contextmanager
@@ -137,7 +160,7 @@ def _explained() -> Iterator[None]:
         code, text = 1, str(error)
     except InvalidInput as error:
         code, text = 2, str(error)
-    except StoreError as error:
+    except (StoreError, KubeError) as error:
         code, text = 3, str(error)
     else:
         return

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
+from typer.testing import CliRunner
 
+from purelb_sm.cli.main import app
 from purelb_sm.sandbox.apiserver import Fault
 from purelb_sm.store.audit import Audit
 from purelb_sm.store.history import Verified
@@ -299,6 +301,29 @@ async def test_the_head_of_the_history_is_shown_in_the_lease(tmp_path: Path) -> 
             await cluster.given()
             seq, hash_ = verified(database).head
             await eventually(lambda: head() == f"{seq}:{hash_}", "the head of the history in the Lease")
+
+
+@pytest.mark.spec("B4")
+async def test_a_history_whose_tail_was_cut_off_does_not_verify_against_the_lease(tmp_path: Path) -> None:
+    async with a_cluster(tmp_path, local_group(POOL)) as cluster:
+        database = a_database(tmp_path)
+        command = ["verify", "--database", database, "--kubeconfig", str(cluster.kubeconfig)]
+        async with an_allocator(cluster, database):
+            cluster.create(service_object())
+            await cluster.given()
+            await eventually(lambda: moves(database)[-1][2] == "allocated")
+        whole = await asyncio.to_thread(CliRunner().invoke, app, command)
+        assert whole.exit_code == 0, whole.output
+        # A thief with the file: without the triggers, the last row goes, and what is left is a sound chain.
+        engine = create_engine(database)
+        with engine.begin() as connection:
+            for (trigger,) in connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'trigger'")).all():
+                connection.execute(text(f"DROP TRIGGER {trigger}"))
+            connection.execute(text("DELETE FROM history WHERE seq = (SELECT max(seq) FROM history)"))
+        engine.dispose()
+        assert verified(database).rows > 0
+        cut = await asyncio.to_thread(CliRunner().invoke, app, command)
+        assert cut.exit_code == 1, cut.output
 
 
 async def publish_fails(cluster: Cluster, kind: str, times: int) -> None:
