@@ -24,6 +24,8 @@ async def demo(options: Options, stream: TextIO) -> bool:
             terminal.progress("ready")
             for one in sandbox.processes():
                 terminal.note(f"pid {one.pid:>7}  {one.name}")
+            if options.door is not None:
+                terminal.note("Not root: the network namespaces below are those of a user namespace of this program.")
             story = Story(sandbox, terminal)
             try:
                 await story.tell()

@@ -133,6 +133,7 @@ class Story:
         address, node = self._first_address_known, self._first_node
         self._terminal.heading(f"5. {node}, which announces {address}, dies")
         self._terminal.note(f"{node} is cut off and its agent killed; nothing is said to the others.")
+        self._announced_at = datetime.now(UTC)
         await self._sandbox.power_off(node)
 
         async def elsewhere() -> str | None:
@@ -181,15 +182,17 @@ class Story:
 
             await self._wait(f"{address} to be gone from all living nodes", gone)
             self._claim(f"no living node holds {address} any more", True, "")
-        history = await self._purelb_until("history", f"--address={address}", shows="withdraw")
-        for trigger in ("allocate", "withdraw"):
-            self._claim(f"the history tells when it was to {trigger}", trigger in history, history)
-        who = await self._purelb("who-had", str(address), "--at", f"{self._announced_at:%Y-%m-%dT%H:%M:%SZ}")
-        self._claim("it is known who had it then", f"{NAMESPACE}/{FIRST}" in who, who)
+        history = await self._purelb_until("history", f"--service={NAMESPACE}/{FIRST}", shows="begin_release")
+        for move in ("allocate", "announce", "withdraw", "begin_release"):
+            self._claim(f"the history has the move {move}", f" {move} " in history, history)
+        who = await self._purelb("who-had", str(address), "--at", self._announced_at.isoformat(timespec="milliseconds"))
+        self._claim("it is known who had the address then", f"{NAMESPACE}/{FIRST}" in who, who)
         if self._sandbox.nodes:
-            self._claim("and which node announced it", self._first_node in who, who)
-        await self._purelb("who-had", str(address))
-        await self._purelb("verify")
+            self._claim("and which node announced it", f"{self._first_node} " in who, who)
+        who = await self._purelb("who-had", str(address))
+        self._claim("and that nobody has it now, nor can have it yet", "nobody" in who or "releasing" in who, who)
+        verified = await self._purelb("verify")
+        self._claim("no row of the history was changed or removed", "the chain holds" in verified, verified)
 
     # How it is told.
 
@@ -222,9 +225,9 @@ class Story:
         """What a command prints once it shows a word, since the book follows the cluster by a moment."""
 
         async def there() -> bool:
-            return shows in (await self._sandbox.purelb(*words, check=False)).stdout
+            return shows in (await self._sandbox.purelb(*words)).stdout
 
-        await self._wait(f"the book to have it: {shows}", there)
+        await self._wait(f"the book to have the move {shows}", there)
         return await self._purelb(*words)
 
     async def _run(self, *argv: str) -> str:
