@@ -212,10 +212,13 @@ class Reader:
     def _items(self, schema: Schema, value: list[Any], path: str) -> None:
         for i, item in enumerate(value):
             below = f"{path}[{i}]"
+            if item is None and schema.fields:
+                # To a Go decoder null is an element without content.
+                value[i] = item = {}
             if item.__class__ is dict and schema.type == "object":
                 self.read(schema, item, None, below)
-            elif item is not None and schema.type != "any":
-                value[i] = _scalar(schema, item, below)
+            elif schema.type != "any":
+                value[i] = _ZEROS.get(schema.type) if item is None else _scalar(schema, item, below)
 
 
 def _scalar(schema: Schema, value: Any, path: str) -> Any:

@@ -88,6 +88,10 @@ class Frontend:
             return web.Response(body=encode(error.body), status=error.code, headers=headers)
         except _NoPageError:
             return web.Response(text="404 page not found\n", status=404, content_type="text/plain")
+        except web.HTTPRequestEntityTooLarge:
+            text = "Request entity too large: limit is 3145728"
+            body = StatusError(413, "RequestEntityTooLarge", text, {}).body
+            return web.Response(body=encode(body), status=413, headers=_JSON)
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception as error:
@@ -286,40 +290,59 @@ class Frontend:
 
     async def _watch(self, http: web.Request, target: Target, fault: faults.Fault | None) -> web.StreamResponse:
         watch = lists.Watch(self._cluster, self._query(http, target), self._bookmark_s)
-        response = web.StreamResponse(headers=_JSON)
-        response.enable_chunked_encoding()
-        await response.prepare(http)
-        passed = 0
-        if fault is not None and fault.after == 0 and not await self._spoil(http, response, fault, b""):
-            return response
-        async for batch in watch.lines(self.ending):
+        try:
+            first = watch.start()
+            response = web.StreamResponse(headers=_JSON)
+            response.enable_chunked_encoding()
+            await response.prepare(http)
             if fault is not None and fault.kind in ("hang", "abort", "truncate", "close"):
-                for each in batch.splitlines(keepends=True):
-                    if passed >= fault.after and not await self._spoil(http, response, fault, each):
-                        return response
-                    await response.write(each)
-                    passed += 1
-            else:
+                await self._spoilt(http, response, fault, watch, first)
+                return response
+            if first:
+                await response.write(first)
+            async for batch in watch.batches(self.ending):
                 await response.write(batch)
-        await response.write_eof()
+            await response.write_eof()
+        finally:
+            watch.stop()
         return response
+
+    async def _spoilt(
+        self, http: web.Request, response: web.StreamResponse, fault: faults.Fault, watch: lists.Watch, first: bytes
+    ) -> None:
+        """A watch that goes wrong after its first `fault.after` events."""
+        left = fault.after
+        if left == 0 and await self._spoil(http, response, fault, b""):
+            return
+        lines = first.splitlines(keepends=True)
+        batches = watch.batches(self.ending)
+        while True:
+            for each in lines:
+                if left == 0 and await self._spoil(http, response, fault, each):
+                    return
+                await response.write(each)
+                left -= 1
+            lines = (await anext(batches, b"")).splitlines(keepends=True)
+            if not lines:
+                await response.write_eof()
+                return
 
     @staticmethod
     async def _spoil(http: web.Request, response: web.StreamResponse, fault: faults.Fault, next_line: bytes) -> bool:
-        """Let a watch go wrong; False when that was its end."""
+        """Let a watch go wrong now; False where it has to go on for that."""
         match fault.kind:
             case "hang":
                 await asyncio.Event().wait()
             case "truncate":
-                await response.write(next_line[: len(next_line) // 2] or b'{"type":"ADD')
+                if not next_line:
+                    return False
+                await response.write(next_line[: len(next_line) // 2])
                 await response.write_eof()
             case "abort":
                 faults.abort(http)
             case "close":
                 await response.write_eof()
-            case _:
-                return True
-        return False
+        return True
 
     # --- for tests only ----------------------------------------------------------------------------------------
 
@@ -371,12 +394,12 @@ async def _body(http: web.Request, content_type: str = "") -> Any:
             raise bad_request(str(error)) from error
     try:
         return msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         if "yaml" not in content_type:
             raise bad_request(f"the body could not be read as JSON: {error}") from error
     try:
         return yaml.load(raw, _YamlLoader)  # noqa: S506 (a SafeLoader, less the dates)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise bad_request(f"error decoding YAML: {error}") from error
 
 

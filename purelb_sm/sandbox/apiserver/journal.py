@@ -19,17 +19,19 @@ from purelb_sm.sandbox.apiserver.storage import Key
 _SMALL = 16 << 20
 _GROWTH = 4
 
+_NULL = b"null"
+
 Row = tuple[str, Key, int, bytes]
 
 
 class _Line(msgspec.Struct, array_like=True):
-    """A write: `body` is None for a deletion. The first line of a log has only the version to go on from."""
+    """A write: `body` is null for a deletion. The first line of a log has only the version to go on from."""
 
     rv: int
     bucket: str = ""
     namespace: str = ""
     name: str = ""
-    body: msgspec.Raw | None = None
+    body: msgspec.Raw = msgspec.Raw(_NULL)
 
 
 _decoder = msgspec.json.Decoder(_Line)
@@ -76,8 +78,9 @@ class Journal:
         for line in self._lines():
             self.last = max(self.last, line.rv)
             where = line.bucket, (line.namespace, line.name)
-            if line.body is not None:
-                found[where] = line.rv, bytes(line.body)
+            body = bytes(line.body)
+            if body != _NULL:
+                found[where] = line.rv, body
             else:
                 found.pop(where, None)
         return found

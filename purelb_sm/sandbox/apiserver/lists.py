@@ -20,11 +20,13 @@ from purelb_sm.sandbox.apiserver.cluster import Cluster
 from purelb_sm.sandbox.apiserver.objects import JSON
 from purelb_sm.sandbox.apiserver.registry import Resource
 from purelb_sm.sandbox.apiserver.selectors import Predicate, named_by, selector
-from purelb_sm.sandbox.apiserver.status import StatusError, bad_request, expired, invalid, required, too_large, too_old
+from purelb_sm.sandbox.apiserver.status import StatusError, bad_request, expired, forbidden, invalid, too_large
 from purelb_sm.sandbox.apiserver.storage import ADDED, Bucket, Entry, encode
 from purelb_sm.sandbox.apiserver.watching import Watcher, line, sorted_entries
 
 _TRUE = ("true", "1")
+# A watch that does not say how long it wants to be; a real server picks between 30 and 60 minutes.
+_LONGEST_S = 1800.0
 _INITIAL_END = {"k8s.io/initial-events-end": "true"}
 
 
@@ -184,7 +186,7 @@ def _encoded(cluster: Cluster, resource: Resource, entries: list[Entry], meta: J
 
 
 class Watch:
-    """One watch request, from its first event to its end."""
+    """One watch request: `start` it, send its `batches`, and `stop` it whatever happens."""
 
     def __init__(self, cluster: Cluster, query: Query, bookmark_s: float) -> None:
         self._cluster = cluster
@@ -193,54 +195,47 @@ class Watch:
         self._bucket = cluster.store.bucket(query.resource.bucket)
         self._watcher = Watcher(self._bucket, query.namespace, query.matches, query.name)
         self._columns_sent = False
-        self._check()
 
-    def _check(self) -> None:
-        query = self._query
-        if query.initial and query.match != "NotOlderThan":
-            error = required(
-                "resourceVersionMatch",
-                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-            )
-            raise invalid("ListOptions", "meta.k8s.io", "", [error])
+    def start(self) -> bytes:
+        """Listen from now on; returns the first lines. Raises StatusError where there can be no watch.
 
-    async def lines(self, ending: asyncio.Event) -> AsyncIterator[bytes]:
-        """The events, in batches of whole lines, until the time is up or the server ends."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + (self._query.timeout_s or 1800.0)
-        try:
-            first = self._begin()
-        except StatusError as error:
-            yield line("ERROR", encode(error.body))
-            return
-        try:
-            if first:
-                yield first
-            next_bookmark = loop.time() + self._bookmark_s
-            while (left := end - loop.time()) > 0 and not ending.is_set() and not self._watcher.overrun:
-                seen = await self._watcher.next(min(left, max(0.0, next_bookmark - loop.time())))
-                if seen:
-                    yield b"".join(self._line(type_, entry) for type_, entry in seen)
-                if loop.time() >= next_bookmark:
-                    next_bookmark = loop.time() + self._bookmark_s
-                    if self._query.bookmarks:
-                        yield self._bookmark({})
-        finally:
-            self._watcher.stop()
-
-    def _begin(self) -> bytes:
-        """Listen, and say what is there already if that is asked for."""
+        A version that is no longer kept is no such case: the answer is a watch, whose one event is the error.
+        """
         query, store = self._query, self._cluster.store
-        if query.rv is not None and query.rv > store.rv and not query.initial:
-            raise too_old(query.rv, store.rv) if query.rv < store.floor else too_large(query.rv, store.rv)
+        if query.initial and query.match != "NotOlderThan":
+            why = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"
+            raise invalid("ListOptions", "meta.k8s.io", "", [forbidden("resourceVersionMatch", why)])
+        if query.rv is not None and query.rv > store.rv:
+            raise too_large(query.rv, store.rv)
         from_now = query.initial or not query.rv
-        self._watcher.start(None if from_now else query.rv)
+        try:
+            self._watcher.start(None if from_now else query.rv)
+        except StatusError as error:
+            self._watcher.overrun = True
+            return line("ERROR", encode(error.body))
         if not from_now:
             return b""
         first = b"".join(self._line(ADDED, e) for e in selected(self._cluster, query))
         if query.initial and query.bookmarks:
             first += self._bookmark(_INITIAL_END)
         return first
+
+    def stop(self) -> None:
+        self._watcher.stop()
+
+    async def batches(self, ending: asyncio.Event) -> AsyncIterator[bytes]:
+        """The changes, in batches of whole lines, until the time is up or the server ends."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + (self._query.timeout_s or _LONGEST_S)
+        next_bookmark = loop.time() + self._bookmark_s
+        while (left := end - loop.time()) > 0 and not ending.is_set() and not self._watcher.overrun:
+            seen = await self._watcher.next(min(left, max(0.0, next_bookmark - loop.time())))
+            if seen:
+                yield b"".join(self._line(type_, entry) for type_, entry in seen)
+            if loop.time() >= next_bookmark:
+                next_bookmark = loop.time() + self._bookmark_s
+                if self._query.bookmarks:
+                    yield self._bookmark({})
 
     def _line(self, type_: str, entry: Entry) -> bytes:
         if not self._query.table:

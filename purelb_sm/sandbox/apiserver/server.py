@@ -35,7 +35,7 @@ HISTORY = 10_000
 _FIRST_VERSION = 200
 # Versions that a restart leaves out, so that every version from before it is told apart.
 _RESTART_GAP = 1000
-_MAX_BODY = 8 << 20
+_MAX_BODY = 3 << 20
 
 
 class ApiServer:
@@ -154,7 +154,9 @@ async def serve(
 
     A socket stays in the network namespace where it was opened, so one server can be reached from many.
     """
-    runner = web.AppRunner(server.app(), access_log=None, handle_signals=False, shutdown_timeout=1.0)
+    runner = web.AppRunner(
+        server.app(), access_log=None, handle_signals=False, shutdown_timeout=1.0, handler_cancellation=True
+    )
     await runner.setup()
     try:
         for each in sockets:
