@@ -135,7 +135,7 @@ class Cluster:
             if entry.obj["metadata"].get("deletionTimestamp"):
                 self._todo.append(lambda e=entry: self._purge_namespace(e.key[1]))  # type: ignore[misc]
         self._seed()
-        self._run()
+        self.settle()
 
     def _seed(self) -> None:
         """What every cluster has from the beginning."""
@@ -178,16 +178,15 @@ class Cluster:
     def _later(self, work: Callable[[], None]) -> None:
         self._todo.append(work)
         try:
-            asyncio.get_running_loop().call_soon(self._run)
+            asyncio.get_running_loop().call_soon(self.settle)
         except RuntimeError:
-            # Objects are being seeded before there is a loop: `start` or the next write does the work.
-            if len(self._todo) == 1:
-                self._run()
+            # Objects are being seeded before there is a loop: who seeds settles.
+            return
 
-    def _run(self) -> None:
+    def settle(self) -> None:
+        """Do now what is to follow from the writes so far."""
         while self._todo:
-            self._todo[0]()
-            self._todo.popleft()
+            self._todo.popleft()()
 
     def _notice_definition(self, change: Change) -> None:
         obj, key = change.entry.obj, change.entry.key

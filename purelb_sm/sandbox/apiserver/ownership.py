@@ -237,6 +237,7 @@ def _merged(schema: Schema, live: Any, config: Any) -> Any:
 def _drop_abandoned(schema: Schema, merged: JSON, former: JSON, fields: JSON, others: list[JSON]) -> None:
     """What the manager applied before, applies no longer, and nobody else owns, goes."""
     gone = [p for p in fieldsets.members(former) if not fieldsets.covers(fields, p)]
-    for path in sorted(gone, key=len, reverse=True):
+    # An element of a list goes before its fields, as it is found by some of them.
+    for path in sorted(gone, key=len):
         if not any(fieldsets.covers(e.get("fieldsV1") or {}, path) for e in others):
             fieldsets.remove(schema, merged, path)

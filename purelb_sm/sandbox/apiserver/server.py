@@ -102,8 +102,10 @@ class ApiServer:
         """Create an object as a POST would; returns what is stored. Raises StatusError."""
         resource = self.resource(obj["apiVersion"], obj["kind"])
         namespace = obj.get("metadata", {}).get("namespace") or ("default" if resource.namespaced else "")
-        request = Request(resource, namespace if resource.namespaced else "", manager=manager)
-        return self._whole(resource, self._operations.create(request, _copy(obj)))
+        request = Request(resource, namespace, manager=manager)
+        made = self._whole(resource, self._operations.create(request, _copy(obj)))
+        self.cluster.settle()
+        return made
 
     def apply(self, obj: JSON, *, manager: str = "seed", status: bool = False) -> JSON:
         """Server-side apply with force, as `kubectl apply --server-side`; with `status`, to the status subresource."""
@@ -113,6 +115,7 @@ class ApiServer:
         part = "status" if status else ""
         request = Request(resource, namespace, meta["name"], part, manager=manager, force=True)
         entry, _ = self._operations.patch(request, APPLY_PATCH, _copy(obj))
+        self.cluster.settle()
         return self._whole(resource, entry)
 
     def apply_all(self, documents: Iterable[JSON], *, manager: str = "seed") -> None:
@@ -131,6 +134,7 @@ class ApiServer:
         """Delete as a DELETE would; raises StatusError."""
         resource = self.resource(api_version, kind)
         self._operations.delete(Request(resource, namespace if resource.namespaced else "", name), {})
+        self.cluster.settle()
 
     def _whole(self, resource: Resource, entry: Entry) -> JSON:
         head = {"apiVersion": resource.api_version, "kind": resource.kind}
@@ -172,7 +176,10 @@ async def serve(
 
 
 def write_kubeconfig(path: Path, url: str, token: str | None = None) -> None:
-    """A kubeconfig with one cluster, user and context named `sandbox`; readable by its owner only."""
+    """A kubeconfig with one cluster, user and context named `sandbox`; readable by its owner only.
+
+    kubectl never sends a token over plain HTTP, so a server with tokens is for other clients.
+    """
     user = {"token": token} if token else {}
     config = {
         "apiVersion": "v1",
