@@ -6,9 +6,9 @@ Durations are seconds. A secret (the password in a database URL) is held so that
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DEFAULT_DATABASE = "sqlite:////var/lib/purelb/purelb.db"
@@ -56,3 +56,27 @@ class AgentSettings(ClusterSettings):
     """The node agent's settings."""
 
     node_name: str = Field("", description="the Node this agent runs on")
+    load_balancer_class: str = Field(
+        "purelb.io/purelb", validation_alias="purelb_class", description="the spec.loadBalancerClass we announce"
+    )
+    lease_s: float = Field(10.0, ge=1, description="how long the others count on this node after its last renewal")
+    renew_s: float = Field(2.0, gt=0, description="pause between two renewals of the node's Lease")
+    when_api_away: Literal["keep", "strict"] = Field(
+        "keep", description="without the API server: keep what is announced, or let it lapse after a lifetime"
+    )
+    keep_on_exit: bool = Field(
+        False, description="leave the addresses, for their lifetime, when stopped: for a rolling update"
+    )
+    resync_s: float = Field(60.0, gt=0, description="look at the whole kernel so often, whatever it tells")
+    report_s: float = Field(1.0, ge=0.1, description="least time between two reports")
+    journal_directory: Path = Field(
+        Path("/run/purelb"), description="where our addresses are noted if the kernel cannot mark them"
+    )
+    model_config = SettingsConfigDict(env_prefix="PURELB_", extra="ignore", populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _renewed_in_time(self) -> Self:
+        """Several renewals must fit in a Lease, else one that is late makes the others take over."""
+        if self.renew_s > self.lease_s / 4:
+            raise ValueError("renew_s must be at most a quarter of lease_s")
+        return self

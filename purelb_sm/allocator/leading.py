@@ -242,8 +242,10 @@ class Leading:
         again_at: datetime | None = None
         while True:
             wait_s = None if again_at is None else max(0.0, (again_at - self._clock()).total_seconds())
+            # Not wait_for: in Python 3.11 it can swallow a cancellation that comes together with the wake-up.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._intake.releases_wanted.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self._intake.releases_wanted.wait()
             self._intake.releases_wanted.clear()
             again_at = await self._insist(self._release_pass)
 

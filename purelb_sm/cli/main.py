@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from purelb_sm.cli import allocator, book, sandbox
+from purelb_sm.cli import agent, allocator, book, sandbox
 
 app = typer.Typer(
     name="purelb",
@@ -21,6 +21,7 @@ def purelb() -> None:
 
 # Each module imports what its verb needs only when the verb runs: an agent never loads the database.
 allocator.register(app)
+agent.register(app)
 book.register(app)
 sandbox.register(app)
 

@@ -117,7 +117,8 @@ class Place:
 
     electorate  the live nodes with their subnets; this node is among them while its own Lease is held
     subnets     this node's own, on interfaces that may take local addresses, in order of preference
-    config      None where its LBNodeAgent cannot be read: then nothing is decided anew
+    config      None where its LBNodeAgent cannot be read: then it takes no local address, and leaves remote ones as
+                they are
     """
 
     node: str
@@ -228,16 +229,16 @@ class Announcements:
         found = self.place.groups.with_address(address)
         if found is None:
             return self._orphan(address, services)
-        if self.place.config is None:
-            return Keep(address, "the node's LBNodeAgent cannot be read", services)
         group, pool = found
-        if group.pool_type is PoolType.REMOTE or (group.agent_decides and self.winner(address) is None):
-            return self._remote(address, pool, services, self.place.config)
-        return self._local(address, services, self.place.config)
+        local = group.pool_type is PoolType.LOCAL and not (group.agent_decides and self.winner(address) is None)
+        if local and self.winner(address) != self.place.node:
+            return None
+        config = self.place.config
+        if config is None:
+            return Keep(address, "the node's LBNodeAgent cannot be read", services)
+        return self._local(address, services, config) if local else self._remote(address, pool, services, config)
 
     def _local(self, address: Address, services: tuple[ServiceKey, ...], config: AgentConfig) -> Verdict:
-        if self.winner(address) != self.place.node:
-            return None
         own = [(i, net) for i, net in self.place.subnets if net.version == address.version and address in net]
         if not own:
             # Its own Lease still names a subnet that the node has just lost; the next renewal tells the others.

@@ -1,14 +1,14 @@
 """The annotations `purelb.io/announcing-IPv4` and `-IPv6`: which node holds which local address of a Service (C9).
 
 One address of a family: `node, interface`. Several: `node,interface,ip`, separated by spaces, in the order of the
-ingress. All nodes write the same annotation, so each changes its own entry only, and replaces that of a node which the
-election says is not, or no longer, the holder. An interface's name may hold commas, a node's name may not: an entry is
-split at its first comma and at its last.
+ingress. All nodes write the same annotation, so each changes its own entry only, and replaces that of whoever held
+before what it holds now. An interface's name may hold commas, a node's name may not: an entry is split at its first
+comma and at its last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
 from purelb_sm.domain import names
@@ -31,13 +31,13 @@ def announcing_changes(
     addresses: Collection[Address],
     node: str,
     mine: Mapping[Address, str],
-    remote: Collection[Address],
-    winner: Callable[[Address], str | None],
+    given_up: Collection[Address] = (),
+    remote: Collection[Address] = (),
 ) -> dict[str, str | None]:
     """The annotations that `node` has to write on the Service, None to remove one; empty when they are right.
 
-    `addresses` are those of the ingress; `mine` the ones that this node holds as local, with the interface; `remote`
-    those that are nobody's in particular; `winner` names the node that should hold an address.
+    `addresses` are those of the ingress; `mine` the ones that this node holds as local, with the interface; `given_up`
+    those that it does not hold and that no other will take over; `remote` those that are nobody's in particular.
     """
     changes: dict[str, str | None] = {}
     for family, annotation in _ANNOTATIONS.items():
@@ -46,28 +46,16 @@ def announcing_changes(
         entries = parse_announcing(text or "", own)
         wanted: dict[Address, Holder] = {}
         for address in own:
-            holder = _holder(address, entries.get(address), node, mine, winner)
-            if holder is not None and address not in remote:
+            holder = Holder(node, mine[address]) if address in mine else entries.get(address)
+            # Another's entry is its own affair, or the new holder's; and one of ours stays until it is replaced, but
+            # where nobody will.
+            stale = holder is not None and holder.node == node and address in given_up and address not in mine
+            if holder is not None and not stale and address not in remote:
                 wanted[address] = holder
         rendered = render_announcing(wanted, own)
         if (rendered or None) != text:
             changes[annotation] = rendered or None
     return changes
-
-
-def _holder(
-    address: Address,
-    entry: Holder | None,
-    node: str,
-    mine: Mapping[Address, str],
-    winner: Callable[[Address], str | None],
-) -> Holder | None:
-    if address in mine:
-        return Holder(node, mine[address])
-    if entry is not None and entry.node == node and winner(address) in (None, node):
-        return None
-    # Another's entry is its own affair, or the new holder's; and ours stays until that one has replaced it.
-    return entry
 
 
 def parse_announcing(text: str, addresses: Collection[Address]) -> dict[Address, Holder]:

@@ -291,8 +291,10 @@ class HeldLease:
             renewed = await self.renew()
             # After a failure sooner, so that there are several tries before the others give us up.
             pause_s = (self._renew_s if renewed else self._renew_s / 2) * self._rng.uniform(0.9, 1.0)
+            # Not wait_for: in Python 3.11 it can swallow a cancellation that comes together with the wake-up.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), pause_s)
+                async with asyncio.timeout(pause_s):
+                    await self._wake.wait()
 
     async def renew(self) -> bool:
         """One renewal; answers whether it was taken."""

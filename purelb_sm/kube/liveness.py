@@ -51,9 +51,21 @@ class LeaseSource(Protocol):
 
 
 class Liveness:
-    """The live nodes, kept from a reflector of the Leases of the install namespace. Run `run()` as a task."""
+    """The live nodes, kept from a reflector of the Leases of the install namespace. Run `run()` as a task.
 
-    def __init__(self, leases: LeaseSource, *, clock: Callable[[], float] = time.monotonic) -> None:
+    `fresh_s` and `gap_s`: see FRESH_S and GAP_S; they must be smaller where Leases are shorter than 10 s.
+    """
+
+    def __init__(
+        self,
+        leases: LeaseSource,
+        *,
+        fresh_s: float = FRESH_S,
+        gap_s: float = GAP_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._fresh_s = fresh_s
+        self._gap_s = gap_s
         self._clock = clock
         self._pulses: dict[str, _Pulse] = {}
         self._news_at = float("-inf")
@@ -81,7 +93,7 @@ class Liveness:
     @property
     def judging(self) -> bool:
         """Whether renewals come in, so that a missing one means something."""
-        return self._clock() - self._news_at <= FRESH_S
+        return self._clock() - self._news_at <= self._fresh_s
 
     def check(self) -> None:
         """Judges all Leases by the clock now, and tells what changed."""
@@ -102,8 +114,10 @@ class Liveness:
             due = self.next_expiry()
             # What is overdue already could not be judged: then only news can bring it on.
             wait_s = due - self._clock() if due is not None and due > self._clock() else None
+            # Not wait_for: in Python 3.11 it can swallow a cancellation that comes together with the wake-up.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
 
     def _expiry(self, pulse: _Pulse) -> float:
         return max(pulse.at, self._floor) + pulse.duration_s
@@ -120,7 +134,7 @@ class Liveness:
         self._wake.set()
 
     def _news(self, now: float) -> None:
-        if now - self._news_at > GAP_S and self._pulses:
+        if now - self._news_at > self._gap_s and self._pulses:
             log.info("renewals_seen_again", gap_s=round(now - self._news_at, 1))
             self._floor = now
         self._news_at = now

@@ -193,8 +193,10 @@ def test_a_holder_outside_the_edited_ranges_keeps_what_it_has() -> None:
     assert isinstance(table.decide(ip_address("172.30.250.53")), Keep)
 
 
-def test_without_a_readable_config_nothing_is_decided_anew() -> None:
-    table = Announcements(place(config=None))
+def test_without_a_readable_config_local_addresses_are_left_to_others_and_remote_ones_as_they_are() -> None:
+    table = Announcements(place(config=None, live={"a": (), "b": (LAN,)}))
+    table.update(service("l", "172.30.250.53"))
+    assert table.decide(ip_address("172.30.250.53")) is None
     table.update(service("s", "172.31.1.1"))
     assert isinstance(table.decide(ip_address("172.31.1.1")), Keep)
     table.forget(ServiceKey("test", "s"))
@@ -305,11 +307,11 @@ ONE, TWO, SIX = ip_address("172.30.250.50"), ip_address("172.30.250.51"), ip_add
 
 
 def write(
-    text: str | None, addresses: list[Address], node: str, mine: dict[Address, str], **winners: str
+    text: str | None, addresses: list[Address], node: str, mine: dict[Address, str], given_up: tuple[Address, ...] = ()
 ) -> dict[str, str | None]:
     annotations = {} if text is None else {names.ANNOUNCING_V4: text}
     view = service("s", *map(str, addresses), annotations=annotations)
-    return announcing_changes(view, addresses, node, mine, (), lambda a: winners.get("w"))
+    return announcing_changes(view, addresses, node, mine, given_up)
 
 
 @pytest.mark.spec("C9")
@@ -330,20 +332,20 @@ def write(
 def test_a_node_writes_its_own_entry_and_only_that(
     text: str | None, addresses: list[Address], mine: dict[Address, str], expected: str | None
 ) -> None:
-    assert write(text, addresses, "a", mine, w="a") == {names.ANNOUNCING_V4: expected}
-    assert write(expected, addresses, "a", mine, w="a") == {}
+    assert write(text, addresses, "a", mine, (ONE, TWO)) == {names.ANNOUNCING_V4: expected}
+    assert write(expected, addresses, "a", mine, (ONE, TWO)) == {}
 
 
 @pytest.mark.spec("C9")
 def test_the_loser_leaves_its_entry_for_the_winner_to_replace() -> None:
-    assert write("a, eth0", [ONE], "a", {}, w="b") == {}
-    assert write("a, eth0", [ONE], "b", {ONE: "eth0"}, w="b") == {names.ANNOUNCING_V4: "b, eth0"}
+    assert write("a, eth0", [ONE], "a", {}) == {}
+    assert write("a, eth0", [ONE], "b", {ONE: "eth0"}) == {names.ANNOUNCING_V4: "b, eth0"}
 
 
 @pytest.mark.spec("C9")
 def test_a_family_of_its_own_for_each_family_and_none_for_remote() -> None:
     view = service("s", str(ONE), str(SIX), annotations={names.ANNOUNCING_V6: "b, eth0"})
-    changes = announcing_changes(view, [ONE, SIX], "a", {ONE: "e0"}, (SIX,), lambda a: "a")
+    changes = announcing_changes(view, [ONE, SIX], "a", {ONE: "e0"}, remote=(SIX,))
     assert changes == {names.ANNOUNCING_V4: "a, e0", names.ANNOUNCING_V6: None}
 
 
@@ -368,8 +370,9 @@ def test_nodes_that_write_in_any_order_come_to_rest_and_undo_nobody(turns: list[
     text: str | None = None
     for node in [*(n for n, _ in turns), "a", "b", "c"]:
         mine = {a: "eth0" for a, n in owner.items() if n == node}
+        lost = [a for a, n in owner.items() if n != node]
         annotations = {} if text is None else {names.ANNOUNCING_V4: text}
         view = service("s", str(ONE), str(TWO), annotations=annotations)
-        changes = announcing_changes(view, [ONE, TWO], node, mine, (), owner.__getitem__)
+        changes = announcing_changes(view, [ONE, TWO], node, mine, lost)
         text = changes.get(names.ANNOUNCING_V4, text)
     assert text == "a,eth0,172.30.250.50 b,eth0,172.30.250.51"

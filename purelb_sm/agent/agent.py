@@ -1,0 +1,247 @@
+"""The agent of one node: its parts put together, its start and its end.
+
+Start: the configuration, then the node's own subnets, then its Lease, which names them; and when that Lease has been
+seen among the others', the first comparison. The Lease is renewed whatever the rest does.
+End: what is announced is withdrawn, and only then the Lease deleted, so that the next node finds the addresses free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final
+from uuid import uuid4
+
+import structlog
+
+from purelb_sm.agent.intake import ConfigReader, GroupReader, Watches, slim
+from purelb_sm.agent.ledger import Ledger
+from purelb_sm.agent.metrics import AgentMetrics
+from purelb_sm.agent.roster import Roster
+from purelb_sm.agent.survey import OwnSubnets
+from purelb_sm.agent.telling import Telling
+from purelb_sm.agent.upkeep import Bearings, Upkeep
+from purelb_sm.domain import names
+from purelb_sm.domain.agent_config import AgentConfig
+from purelb_sm.domain.announce import Announcements, Groups, Place
+from purelb_sm.domain.election import render_subnets
+from purelb_sm.domain.views import LeaseView, NodeView, ObjectView, ServiceView
+from purelb_sm.kube.client import KubeClient
+from purelb_sm.kube.events import EventRecorder
+from purelb_sm.kube.leases import HeldLease, Liveness
+from purelb_sm.kube.reflector import Change
+from purelb_sm.kube.reports import ReportWriter
+from purelb_sm.kube.wire import utc_now
+from purelb_sm.net import KernelProtocol, NetError
+from purelb_sm.settings import AgentSettings
+
+log = structlog.get_logger(__name__)
+
+WITHDRAW_S: Final = 1.8
+"""For so long an agent that is told to stop waits for the kernel, before it deletes its Lease in any case."""
+GOODBYE_S: Final = 0.8
+"""... and for so long for the API server after that. With the last Events it is less than 5 s in all (D9)."""
+
+
+class Agent:
+    """One incarnation of a node's agent.
+
+    `clock` is monotonic, `now` the time of day for reports and Events. The kernel must be open already, and is left
+    open.
+    """
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        client: KubeClient,
+        kernel: KernelProtocol,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        if not settings.node_name:
+            raise ValueError("an agent must know the name of its node")
+        node, namespace = settings.node_name, settings.install_namespace
+        self._settings = settings
+        self._client = client
+        self._strict = settings.when_api_away == "strict"
+        self.incarnation = str(uuid4())
+        self.watches = Watches.of(client, node, namespace, clock)
+        # All nodes' Leases are alike, so that our own tells within what time renewals have to be seen.
+        self.liveness = Liveness(
+            self.watches.leases, fresh_s=settings.lease_s * 0.3, gap_s=settings.lease_s * 0.5, clock=clock
+        )
+        self.lease = HeldLease(
+            client,
+            node,
+            namespace=namespace,
+            duration_s=settings.lease_s,
+            renew_s=settings.renew_s,
+            clock=clock,
+            now=now,
+        )
+        self.recorder = EventRecorder(client, names.AGENT, node, clock=clock, now=now)
+        self.ledger = Ledger(node, self.incarnation, now)
+        self._roster = Roster(node, namespace, self.watches.leases, self.liveness, clock)
+        self._group_reader, self._config_reader = GroupReader(), ConfigReader()
+        self._groups: Groups | None = None
+        self._config: AgentConfig | None = None
+        self._configured = False
+        self.table = Announcements(Place(node, load_balancer_class=settings.load_balancer_class))
+        self.telling = Telling(
+            node, client, self.watches.services, self.table, self.ledger, self.recorder, self._absorb
+        )
+        self.upkeep = Upkeep(
+            kernel,
+            self.ledger,
+            self.table,
+            Bearings(lambda: self._configured, lambda: self._config, self._place, lambda: self.lease.valid_until),
+            self.telling,
+            clock,
+            resync_s=settings.resync_s,
+            strict=self._strict,
+        )
+        self.reports = ReportWriter(
+            client, self.ledger.report, node, namespace=namespace, interval_s=settings.report_s, clock=clock
+        )
+        self.ledger.on_move(self.reports.mark)
+        self.metrics = AgentMetrics(self.upkeep, lambda: len(self.liveness.live()), lambda: self.lease.valid)
+        self._listen()
+
+    # What the watches bring.
+
+    def _listen(self) -> None:
+        self.watches.services.on_change(self._service_changed)
+        self.watches.groups.on_change(self._groups_changed)
+        self.watches.configs.on_change(self._config_changed)
+        self.watches.node.on_change(self._node_changed)
+        self.watches.leases.on_change(self._lease_changed)
+        self.liveness.on_change(lambda joined, left: self.upkeep.move())
+
+    def _service_changed(self, change: Change, old: ServiceView | None, new: ServiceView | None) -> None:
+        view = new or old
+        assert view is not None, "a change has an object"
+        self.upkeep.touch(self.table.forget(view.key) if new is None else self.table.update(new))
+        self.telling.look_at(view.key)
+
+    def _groups_changed(self, change: Change, old: ObjectView | None, new: ObjectView | None) -> None:
+        if old is None or new is None or (old.spec, old.api_version) != (new.spec, new.api_version):
+            self._groups = None
+            self.upkeep.move()
+
+    def _config_changed(self, change: Change, old: ObjectView | None, new: ObjectView | None) -> None:
+        if self._configured and (old is None or new is None or old.spec != new.spec):
+            self._configure()
+
+    def _node_changed(self, change: Change, old: NodeView | None, new: NodeView | None) -> None:
+        if self._configured and (old is None or new is None or old.labels != new.labels):
+            self._configure()
+
+    def _lease_changed(self, change: Change, old: LeaseView | None, new: LeaseView | None) -> None:
+        if old is None or new is None or old.annotations != new.annotations:
+            self.upkeep.move()
+        elif self._strict and new.name == names.NODE_LEASE_PREFIX + self._settings.node_name:
+            self.upkeep.wake()
+
+    def _configure(self) -> None:
+        self._configured = True
+        node = self.watches.node.get(self._settings.node_name)
+        config = self._config_reader.read(self.watches.configs.items().values(), node)
+        if config != self._config or not self.upkeep.surveyed.is_set():
+            log.info("configured", lbnodeagent=config.source or "defaults" if config else "unreadable")
+        self._config = config
+        self.upkeep.resurvey()
+
+    def _absorb(self, view: ServiceView) -> None:
+        self.watches.services.absorb(slim(view))
+
+    def _place(self, subnets: OwnSubnets) -> Place | None:
+        """Where the node stands; None until all has been seen that decides it. Its Lease is told of its subnets."""
+        if not self.upkeep.surveyed.is_set():
+            return None
+        self.lease.set_annotations({names.SUBNETS: render_subnets(subnet for _, subnet in subnets)})
+        if not self.watches.synced or not (self._roster.counted or self.upkeep.ready):
+            return None
+        if self._groups is None:
+            self._groups = self._group_reader.read(self.watches.groups.items().values())
+        electorate = self._roster.electorate(frozenset(subnet for _, subnet in subnets))
+        return Place(
+            self._settings.node_name,
+            electorate,
+            subnets,
+            self._config,
+            self._groups,
+            self._settings.load_balancer_class,
+        )
+
+    # Running.
+
+    def checks(self) -> dict[str, bool]:
+        """For /readyz: what readiness depends on, and whether each is well now."""
+        return {"synced": self.watches.synced, "lease": self.lease.valid, "kernel": self.upkeep.settled.is_set()}
+
+    async def run(self) -> None:
+        """Works until cancelled, then ends in order. An error that is none of the cluster's or the kernel's flies out,
+        and leaves what is announced where it is: the next incarnation takes it over."""
+        async with self.recorder:
+            try:
+                await self._work()
+            except asyncio.CancelledError:
+                await self.leave()
+                raise
+
+    async def _work(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for reflector in self.watches.all():
+                group.create_task(reflector.run())
+            group.create_task(self.liveness.run())
+            group.create_task(self.upkeep.watch_kernel())
+            group.create_task(self.upkeep.run())
+            group.create_task(self._take_part())
+            group.create_task(self._tell())
+
+    async def _take_part(self) -> None:
+        await self.watches.configs.synced.wait()
+        await self.watches.node.synced.wait()
+        self._configure()
+        await self.upkeep.surveyed.wait()
+        self._place(self.upkeep.subnets)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.lease.run())
+            group.create_task(self._roster.bury(self._client))
+            for reflector in self.watches.all():
+                await reflector.synced.wait()
+            self.upkeep.move()
+
+    async def _tell(self) -> None:
+        await self.upkeep.settled.wait()
+        log.info("settled", services=len(self.table), addresses=len(self.ledger))
+        self.telling.open()
+        # Even if it holds nothing: what an earlier incarnation reported ends with the first report of this one.
+        self.reports.mark()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.telling.run())
+            group.create_task(self.reports.run())
+
+    async def leave(self) -> None:
+        """What an agent does that is told to stop, unless it is to keep what it announces."""
+        announcer = self.upkeep.announcer
+        if self._settings.keep_on_exit:
+            log.info("stopping", kept=len(self.ledger))
+        else:
+            try:
+                async with asyncio.timeout(WITHDRAW_S):
+                    await announcer.withdraw_all()
+            except (NetError, TimeoutError) as error:
+                log.error("not_all_withdrawn", error=str(error), left=len(announcer.holdings))
+            log.info("stopping", left=len(announcer.holdings))
+        await announcer.frames.close()
+        try:
+            async with asyncio.timeout(GOODBYE_S):
+                if not self._settings.keep_on_exit:
+                    await self.lease.close()
+                await self.reports.flush()
+        except TimeoutError:
+            log.warning("api_server_not_told")

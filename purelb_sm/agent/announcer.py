@@ -1,0 +1,168 @@
+"""Closes the difference between what this node should announce and what its kernel holds, one pass at a time.
+
+A pass that finds no difference asks the kernel for nothing. Knows nothing of the cluster: what an address's verdict is,
+and who wants to hear what became of it, comes from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Final, Protocol, TypeVar
+
+import structlog
+
+from purelb_sm.agent.frames import Frames
+from purelb_sm.agent.holdings import Holdings, as_held, wanted
+from purelb_sm.agent.ledger import Ledger, Where
+from purelb_sm.domain.addresses import Address
+from purelb_sm.domain.announce import Desired, Keep, Kind, Verdict
+from purelb_sm.domain.states import AnnouncementState
+from purelb_sm.net import Held, KernelProtocol, NetError, Wanted
+
+log = structlog.get_logger(__name__)
+
+CHUNK: Final = 1000
+"""Addresses asked of the kernel at once: a stop, or the next decision, waits for no more than that."""
+
+T = TypeVar("T")
+
+
+class Listener(Protocol):
+    """Who is told of what became of an address."""
+
+    def announced(self, desired: Desired, *, new: bool) -> None:
+        """The kernel holds it. `new`: we have just put it there."""
+        ...
+
+    def withdrawn(self, address: Address) -> None:
+        """The kernel holds it no more on some interface."""
+        ...
+
+
+class Announcer:
+    """Not safe for two passes at once: one task calls `look`, `work`, `renew` and `withdraw_all`."""
+
+    def __init__(
+        self,
+        kernel: KernelProtocol,
+        ledger: Ledger,
+        decide: Callable[[Address], Verdict],
+        listener: Listener,
+        clock: Callable[[], float],
+    ) -> None:
+        self.holdings = Holdings(kernel, ledger, clock)
+        self.frames = Frames(kernel, self._still_ours)
+        self._kernel = kernel
+        self._ledger = ledger
+        self._decide = decide
+        self._listener = listener
+        self._bridges: set[str] = set()
+
+    async def look(self) -> set[Address]:
+        """Takes in what the kernel holds; answers with the addresses that have to be worked on for it.
+
+        Raises NetError: then we believe what we did.
+        """
+        surprising, gone = await self.holdings.look()
+        for where in gone:
+            self._gone(where)
+        return surprising
+
+    async def work(self, addresses: Collection[Address]) -> None:
+        """Closes the difference for these addresses; local ones come first, since traffic waits for them."""
+        add: list[Desired] = []
+        renew: list[Desired] = []
+        remove: list[Held] = []
+        for address in addresses:
+            self._plan(address, add, renew, remove)
+        add.sort(key=lambda desired: desired.kind is Kind.REMOTE)
+        for removals in _chunks(remove):
+            await self._remove(removals)
+        for additions in _chunks(add):
+            await self._add(additions)
+        for renewals in _chunks(renew):
+            await self.holdings.renew([wanted(desired) for desired in renewals])
+
+    def _plan(self, address: Address, add: list[Desired], renew: list[Desired], remove: list[Held]) -> None:
+        verdict = self._decide(address)
+        if isinstance(verdict, Keep):
+            return
+        interface = None if verdict is None else verdict.interface
+        self.holdings.settle(address, interface)
+        remove += [held for held in self.holdings.of(address) if held.interface != interface]
+        if verdict is None:
+            return
+        held = self.holdings.get(address, verdict.interface)
+        if held is None:
+            add.append(verdict)
+        elif (held.prefix_length, held.noprefixroute) != (verdict.prefix_length, verdict.noprefixroute):
+            # The kernel cannot change these two of an address that it has.
+            remove.append(held)
+            add.append(verdict)
+        else:
+            if (held.valid_s is None) != (verdict.lifetime_s is None):
+                renew.append(verdict)
+            self._listener.announced(verdict, new=False)
+
+    async def _remove(self, removals: Sequence[Held]) -> None:
+        for held in removals:
+            self.frames.stop((held.address, held.interface))
+        for held in await self.holdings.remove(removals):
+            log.info("withdrawn", address=str(held.address), interface=held.interface)
+            self._gone((held.address, held.interface))
+
+    async def _add(self, additions: Sequence[Desired]) -> None:
+        refused = await self._ensure_dummies({d.interface for d in additions if d.kind is Kind.REMOTE})
+        for name, error in refused.items():
+            self.holdings.refuse([d for d in additions if d.interface == name], error)
+        for desired in await self.holdings.add([d for d in additions if d.interface not in refused]):
+            if desired.kind is Kind.LOCAL:
+                self.frames.start((desired.address, desired.interface))
+            where = {"address": str(desired.address), "interface": desired.interface}
+            log.info("announcing", kind=desired.kind.value, **where)
+            self._listener.announced(desired, new=True)
+
+    async def _ensure_dummies(self, interfaces: Collection[str]) -> dict[str, NetError]:
+        refused: dict[str, NetError] = {}
+        for name in interfaces:
+            try:
+                kind = await self._kernel.ensure_dummy(name)
+            except NetError as error:
+                refused[name] = error
+                continue
+            if kind != "dummy" and name not in self._bridges:
+                self._bridges.add(name)
+                log.warning("no_dummy_links_in_this_kernel", interface=name, used_instead=kind)
+        return refused
+
+    async def renew(self, addresses: Collection[Address], fallback_s: int) -> None:
+        """Gives each of these that has a lifetime a whole one again. `fallback_s`: where nothing can be decided."""
+        renewals: list[Wanted] = []
+        for address in addresses:
+            verdict = self._decide(address)
+            for held in self.holdings.of(address):
+                if isinstance(verdict, Keep) and held.valid_s is not None:
+                    renewals.append(as_held(held, fallback_s))
+                elif isinstance(verdict, Desired) and verdict.interface == held.interface and verdict.lifetime_s:
+                    renewals.append(wanted(verdict))
+        for chunk in _chunks(renewals):
+            await self.holdings.renew(chunk)
+
+    async def withdraw_all(self) -> None:
+        """Removes everything of ours, whatever is decided: the agent stops. Raises NetError."""
+        await self.look()
+        for removals in _chunks(self.holdings.all()):
+            await self._remove(removals)
+
+    def _gone(self, where: Where) -> None:
+        self.frames.stop(where)
+        self._listener.withdrawn(where[0])
+
+    def _still_ours(self, where: Where) -> bool:
+        verdict = self._decide(where[0])
+        ours = isinstance(verdict, Keep) or (isinstance(verdict, Desired) and verdict.interface == where[1])
+        return ours and self._ledger.state(*where) is AnnouncementState.PRESENT
+
+
+def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))

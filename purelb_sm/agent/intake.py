@@ -1,0 +1,136 @@
+"""What the agent sees of the cluster, turned into the domain's values: Services into claims, groups, configuration.
+
+An object that cannot be read concerns nobody but itself. Nothing here decides; `changed` is told what to look at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import structlog
+
+from purelb_sm.domain.agent_config import AgentConfig, choose_config
+from purelb_sm.domain.announce import Groups
+from purelb_sm.domain.groups import Group, Pool, accept_groups, parse_group
+from purelb_sm.domain.views import LeaseView, NodeView, ObjectView, ServiceKey, ServiceView
+from purelb_sm.errors import InvalidGroup
+from purelb_sm.kube.client import KubeClient
+from purelb_sm.kube.objects import LB_NODE_AGENT, LEASE, NODE, SERVICE, SERVICE_GROUP, Data, Kind, decode_service
+from purelb_sm.kube.reflector import Reflector
+
+log = structlog.get_logger(__name__)
+
+LEASES_IDLE_S: Final = 6.0
+"""Our own Lease changes every 2 s: a watch of Leases that is silent for longer is broken."""
+
+
+def slim(view: ServiceView) -> ServiceView:
+    """Without what no announcement depends on: an agent's cache is on every node."""
+    return replace(view, ports=(), conditions=(), ip_families=(), ip_family_policy=None, cluster_ip="", created_at=None)
+
+
+def _decode(data: Data) -> ServiceView:
+    return slim(decode_service(data))
+
+
+SLIM_SERVICE: Final[Kind[ServiceKey, ServiceView]] = replace(SERVICE, decode=_decode)
+
+
+@dataclass(frozen=True, slots=True)
+class Watches:
+    """The reflectors of an agent."""
+
+    services: Reflector[ServiceKey, ServiceView]
+    groups: Reflector[tuple[str, str], ObjectView]
+    configs: Reflector[tuple[str, str], ObjectView]
+    leases: Reflector[tuple[str, str], LeaseView]
+    node: Reflector[str, NodeView]
+
+    @classmethod
+    def of(cls, client: KubeClient, node: str, namespace: str, clock: Callable[[], float]) -> Watches:
+        return cls(
+            services=Reflector(
+                client,
+                SLIM_SERVICE,
+                field_selector="spec.type=LoadBalancer",
+                keep=lambda view: view.type == "LoadBalancer",
+                clock=clock,
+            ),
+            groups=Reflector(client, SERVICE_GROUP, namespace=namespace, clock=clock),
+            configs=Reflector(client, LB_NODE_AGENT, namespace=namespace, clock=clock),
+            leases=Reflector(client, LEASE, namespace=namespace, idle_s=LEASES_IDLE_S, clock=clock),
+            node=Reflector(
+                client,
+                NODE,
+                field_selector=f"metadata.name={node}",
+                keep=lambda view: view.name == node,
+                clock=clock,
+            ),
+        )
+
+    def all(self) -> tuple[Reflector, ...]:  # type: ignore[type-arg]  # of whatever kinds
+        return (self.services, self.groups, self.configs, self.leases, self.node)
+
+    @property
+    def synced(self) -> bool:
+        """Whether each has seen a whole list: an empty cache must not pass for an empty cluster."""
+        return all(reflector.synced.is_set() for reflector in self.all())
+
+
+class GroupReader:
+    """ServiceGroups as they are accepted, with a memory: one that has become unreadable is used as it last was.
+
+    Its Services still live on it, and a slip of the pen must not silence them. What was never readable is unusable.
+    """
+
+    def __init__(self) -> None:
+        self._good: dict[str, Group] = {}
+        self._accepted: dict[str, tuple[Pool, ...]] = {}
+        self._told: dict[str, str] = {}
+
+    def read(self, views: Iterable[ObjectView]) -> Groups:
+        good: dict[str, Group] = {}
+        problems: dict[str, str] = {}
+        for view in views:
+            try:
+                good[view.name] = parse_group(view)
+            except InvalidGroup as error:
+                problems[view.name] = str(error)
+                if view.name in self._good:
+                    good[view.name] = self._good[view.name]
+        accepted, refused = accept_groups(good.values(), self._accepted)
+        problems |= {name: str(error) for name, error in refused.items()}
+        self._good = good
+        self._accepted = {name: group.pools for name, group in accepted.items()}
+        self._tell(problems)
+        return Groups(accepted.values(), unusable=problems.keys() - accepted.keys())
+
+    def _tell(self, problems: dict[str, str]) -> None:
+        for name, why in problems.items():
+            if self._told.get(name) != why:
+                log.warning("service_group_not_usable", group=name, why=why)
+        self._told = problems
+
+
+class ConfigReader:
+    """The LBNodeAgent of this node, with the same memory."""
+
+    def __init__(self) -> None:
+        self._good: AgentConfig | None = None
+        self._told: list[str] = []
+
+    def read(self, views: Iterable[ObjectView], node: NodeView | None) -> AgentConfig | None:
+        """None: it cannot be read, and never could."""
+        choice = choose_config(views, node.labels if node else {})
+        problems = [f"{name}: {why}" for name, why in choice.passed_over]
+        if choice.problem is not None:
+            problems.append(str(choice.problem))
+        for problem in problems:
+            if problem not in self._told:
+                log.warning("lbnodeagent_not_usable", why=problem)
+        self._told = problems
+        if choice.config is not None:
+            self._good = choice.config
+        return self._good

@@ -1,0 +1,54 @@
+"""What an agent counts, read at the moment of a scrape. No label grows with the number of addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from purelb_sm.agent.upkeep import Upkeep
+
+_PREFIX = "purelb_lbnodeagent_"
+
+
+class AgentMetrics(Collector):
+    """A collector in a registry of its own, so that several agents in one process (tests) do not share counters."""
+
+    def __init__(self, upkeep: Upkeep, live_nodes: Callable[[], int], lease_valid: Callable[[], bool]) -> None:
+        self.registry = CollectorRegistry()
+        self._upkeep = upkeep
+        self._live_nodes = live_nodes
+        self._lease_valid = lease_valid
+        self.registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        holdings, frames = self._upkeep.announcer.holdings, self._upkeep.announcer.frames
+        counted = holdings.counters
+        yield from _each(
+            CounterMetricFamily,
+            {
+                "address_additions": ("Addresses put on an interface", counted.added),
+                "address_withdrawals": ("Addresses taken off an interface", counted.removed),
+                "address_renewals": ("Lifetimes renewed", counted.renewed),
+                "address_vanished": ("Addresses that left without us", counted.vanished),
+                "kernel_refusals": ("Additions and removals that the kernel refused", counted.failed),
+                "garp_sent": ("Gratuitous ARPs and unsolicited NAs sent", frames.sent),
+            },
+        )
+        yield from _each(
+            GaugeMetricFamily,
+            {
+                "addresses": ("Addresses of ours that the kernel holds", len(holdings)),
+                "live_nodes": ("Nodes that take part in the election", self._live_nodes()),
+                "lease_valid": ("1 while the others count on this node", int(self._lease_valid())),
+            },
+        )
+
+
+def _each(
+    family: type[CounterMetricFamily] | type[GaugeMetricFamily], values: Mapping[str, tuple[str, int]]
+) -> Iterator[Metric]:
+    for name, (what, value) in values.items():
+        yield family(_PREFIX + name, what, value=value)

@@ -1,0 +1,162 @@
+"""Tells people which node announces what: annotations (C9) and Events (C8) on the Services.
+
+Never holds up the kernel's work: annotations wait in a queue, each patch is conditional on the version it was computed
+from, and a conflict means to compute it again. A Service whose annotations are right costs no request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from purelb_sm.agent.ledger import Ledger
+from purelb_sm.domain.addresses import Address
+from purelb_sm.domain.announce import Announcements, Desired, Kind
+from purelb_sm.domain.announcing import announcing_changes
+from purelb_sm.domain.book import EventNote
+from purelb_sm.domain.states import AnnouncementState
+from purelb_sm.domain.views import ServiceKey, ServiceView
+from purelb_sm.errors import Conflict, Invalid, KubeError, NotFound
+from purelb_sm.kube.client import KubeClient
+from purelb_sm.kube.events import EventRecorder
+from purelb_sm.kube.publish import patch_annotations
+from purelb_sm.kube.queue import WorkQueue
+from purelb_sm.kube.reflector import Reflector
+
+log = structlog.get_logger(__name__)
+
+WORKERS: Final = 8
+
+Absorb = Callable[[ServiceView], None]
+
+
+class Telling:
+    """Implements `announcer.Listener`. Run `run()` as a task, after `open()`: before the first pass it would unsay
+    what the kernel holds from before our start."""
+
+    def __init__(
+        self,
+        node: str,
+        client: KubeClient,
+        services: Reflector[ServiceKey, ServiceView],
+        table: Announcements,
+        ledger: Ledger,
+        recorder: EventRecorder,
+        absorb: Absorb,
+    ) -> None:
+        self._node = node
+        self._client = client
+        self._services = services
+        self._table = table
+        self._ledger = ledger
+        self._recorder = recorder
+        self._absorb = absorb
+        self._queue = WorkQueue()
+        self._busy: set[ServiceKey] = set()
+        self._open = False
+
+    def open(self) -> None:
+        """From now on the ledger says what the kernel holds."""
+        self._open = True
+        for key in list(self._services.items()):
+            self.look_at(key)
+
+    # Listener.
+
+    def announced(self, desired: Desired, *, new: bool) -> None:
+        for key in desired.services:
+            if new:
+                self._record(key, desired)
+            self.look_at(key)
+
+    def withdrawn(self, address: Address) -> None:
+        for key in self._table.services_of(address):
+            self.look_at(key)
+
+    def look_at(self, key: ServiceKey) -> None:
+        """Something about this Service, or about us, may make its annotations wrong."""
+        if not self._open:
+            return
+        view = self._services.get(key)
+        if view is not None and self._changes(view):
+            self._queue.add(key)
+
+    def _record(self, key: ServiceKey, desired: Desired) -> None:
+        view = self._services.get(key)
+        if view is not None:
+            self._recorder.service(key, view.uid, view.resource_version, note_of(desired, self._node))
+
+    # Annotations.
+
+    async def run(self) -> None:
+        """Patches what is queued, until cancelled."""
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(WORKERS):
+                workers.create_task(self._work())
+
+    async def _work(self) -> None:
+        while True:
+            (key,) = await self._queue.get_batch(1)
+            if key in self._busy:
+                self._queue.add_after(key, 0.05)
+                continue
+            self._busy.add(key)
+            try:
+                await self._patch(key)
+            finally:
+                self._busy.discard(key)
+
+    async def _patch(self, key: ServiceKey) -> None:
+        view = self._services.get(key)
+        changes = self._changes(view) if view is not None else {}
+        if view is None or not changes:
+            self._queue.forget(key)
+            return
+        try:
+            self._absorb(await patch_annotations(self._client, key, view.uid, view.resource_version, changes))
+        except (NotFound, Invalid) as error:
+            log.debug("annotations_not_written", service=str(key), error=str(error))
+            self._queue.forget(key)
+        except Conflict:
+            # Somebody else wrote first; the watch brings what. If it is long in coming, this tries again by itself.
+            self._queue.retry(key)
+        except KubeError as error:
+            delay_s = self._queue.retry(key)
+            log.warning("annotations_not_written", service=str(key), error=str(error), again_in_s=round(delay_s, 1))
+        else:
+            self._queue.forget(key)
+
+    def _changes(self, view: ServiceView) -> dict[str, str | None]:
+        addresses = self._table.addresses_of(view.key)
+        if not addresses:
+            # Not ours (any more): the allocator takes our annotations away with its own.
+            return {}
+        mine: dict[Address, str] = {}
+        given_up: list[Address] = []
+        remote: list[Address] = []
+        for address in addresses:
+            verdict = self._table.decide(address)
+            if isinstance(verdict, Desired) and verdict.kind is Kind.REMOTE:
+                remote.append(address)
+            elif isinstance(verdict, Desired):
+                state = self._ledger.state(address, verdict.interface)
+                if state is AnnouncementState.PRESENT:
+                    mine[address] = verdict.interface
+                elif state is AnnouncementState.FAILED:
+                    given_up.append(address)
+            elif verdict is None and self._table.winner(address) in (None, self._node):
+                # Not wanted here, and no other node is going to say that it has it.
+                given_up.append(address)
+        return announcing_changes(view, addresses, self._node, mine, given_up, remote)
+
+
+def note_of(desired: Desired, node: str) -> EventNote:
+    """The Event that tells of a new announcement; spec C8."""
+    if desired.kind is Kind.LOCAL:
+        message = f"Node {node} announcing {desired.address} on interface {desired.interface}"
+        return EventNote("Normal", "AnnouncingLocal", message)
+    message = f"Announcing {desired.address} from node {node} interface {desired.interface}"
+    return EventNote("Normal", "AnnouncingNonLocal", message)

@@ -1,0 +1,276 @@
+"""The loop of a node: what changed in the cluster or in the kernel is looked at, and the difference closed.
+
+Driven by changes, by the kernel's notices and by a slow timer; a turn without a change does nothing.
+
+Invariant: until every watch has seen a whole list and this node's own Lease has been seen, nothing is put anywhere or
+taken away. An empty cache must not pass for an empty cluster. What the kernel holds is kept, and its lifetimes renewed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass
+from enum import Enum
+from itertools import islice
+from typing import Final
+
+import structlog
+
+from purelb_sm.agent.announcer import CHUNK, Announcer, Listener
+from purelb_sm.agent.ledger import Ledger
+from purelb_sm.agent.survey import OwnSubnets, own_subnets
+from purelb_sm.domain.addresses import Address
+from purelb_sm.domain.agent_config import LOCAL_DEFAULT, AgentConfig
+from purelb_sm.domain.announce import Announcements, Keep, Place, Verdict
+from purelb_sm.net import KernelProtocol, NetError
+
+log = structlog.get_logger(__name__)
+
+LOOK_PAUSE_S: Final = 0.05
+"""Least time between two looks at the whole kernel: our own changes cause notices, too."""
+LOOK_SHARE: Final = 5.0
+"""... and at least so many times as long as the last look took, where there is much to look at."""
+AFTER_ERROR_S: Final = 1.0
+NEVER: Final = float("inf")
+FALLBACK_LIFETIME_S: Final = LOCAL_DEFAULT.lifetime_s or 300
+
+
+@dataclass(frozen=True, slots=True)
+class Bearings:
+    """What the rest of the agent tells the loop, asked for at every turn.
+
+    configured         whether the node's LBNodeAgent has been looked for
+    config             it; None where it cannot be read
+    place              where the node stands, given its own subnets; None until that can be known
+    lease_valid_until  on the loop's clock
+    """
+
+    configured: Callable[[], bool]
+    config: Callable[[], AgentConfig | None]
+    place: Callable[[OwnSubnets], Place | None]
+    lease_valid_until: Callable[[], float]
+
+
+class Hold(Enum):
+    """What our Lease lets us do; other than SAFE only if we are strict."""
+
+    SAFE = "safe"
+    LOST = "lost"
+    LAPSED = "lapsed"
+
+
+class Upkeep:
+    """Run `run()` and `watch_kernel()` as tasks. What is not `async` may be called at any time.
+
+    `strict`: give everything up a lifetime after our Lease ran out; otherwise keep it while the API server is away.
+    `surveyed` is set when the node's own subnets are known; `settled` when the first whole comparison is done.
+    """
+
+    def __init__(
+        self,
+        kernel: KernelProtocol,
+        ledger: Ledger,
+        table: Announcements,
+        bearings: Bearings,
+        listener: Listener,
+        clock: Callable[[], float],
+        *,
+        resync_s: float,
+        strict: bool,
+    ) -> None:
+        self.announcer = Announcer(kernel, ledger, self.decide, listener, clock)
+        self.subnets: OwnSubnets = ()
+        self.surveyed = asyncio.Event()
+        self.settled = asyncio.Event()
+        self._kernel = kernel
+        self._table = table
+        self._bearings = bearings
+        self._clock = clock
+        self._resync_s = resync_s
+        self._strict = strict
+        self._started = clock()
+        self.ready = False
+        self._hold = Hold.SAFE
+        self._wake = asyncio.Event()
+        self._first: dict[Address, None] = {}
+        self._later: dict[Address, None] = {}
+        self._moved = True
+        self._look = True
+        self._may_look = self._next_resync = self._next_renewal = float("-inf")
+
+    # What changed.
+
+    def touch(self, addresses: Iterable[Address]) -> None:
+        """These have to be looked at: a Service of theirs changed."""
+        self._first.update(dict.fromkeys(addresses))
+        if self._first:
+            self._wake.set()
+
+    def move(self) -> None:
+        """Nodes, groups or configuration changed: the node may stand elsewhere."""
+        self._moved = True
+        self._wake.set()
+
+    def decide(self, address: Address) -> Verdict:
+        """What belongs on this node now."""
+        if self._hold is Hold.LAPSED:
+            return None
+        if self._hold is Hold.LOST:
+            return Keep(address, "our Lease ran out", ())
+        if not self.ready:
+            return Keep(address, "the cluster has not been seen whole yet", ())
+        return self._table.decide(address)
+
+    async def watch_kernel(self) -> None:
+        """Has the kernel looked at after each of its notices, until cancelled."""
+        while True:
+            try:
+                async with aclosing(self._kernel.changes()) as changes:
+                    async for _ in changes:
+                        self._look = True
+                        self._wake.set()
+            except (NetError, OSError) as error:
+                log.error("kernel_notices_broken", error=str(error))
+            await asyncio.sleep(AFTER_ERROR_S)
+
+    # The loop.
+
+    async def run(self) -> None:
+        """Turns until cancelled. What the kernel layer cannot do is tried again."""
+        while True:
+            pause_s = self._due() - self._clock()
+            if pause_s > 0:
+                # Not wait_for: in Python 3.11 it can swallow a cancellation that comes together with the wake-up.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(None if pause_s == NEVER else pause_s):
+                        await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._turn()
+            except NetError as error:
+                log.error("kernel_not_reached", error=str(error))
+                self._look = True
+                await asyncio.sleep(AFTER_ERROR_S)
+            # Others need the loop, too: a Lease must be renewed while ten thousand addresses come.
+            await asyncio.sleep(0)
+
+    def _due(self) -> float:
+        """When the next turn has something to do without being woken."""
+        if self._first or self._later or (self._moved and self.ready):
+            return float("-inf")
+        retry = self.announcer.holdings.next_retry()
+        return min(
+            self._may_look if self._look else NEVER,
+            NEVER if retry is None else retry,
+            self._next_resync,
+            self._next_renewal,
+            self._hold_ends_at(),
+        )
+
+    async def _turn(self) -> None:
+        now = self._clock()
+        if now >= self._next_resync:
+            self._look, self._next_resync = True, now + self._resync_s
+        if self._look and now >= self._may_look:
+            await self._look_at_kernel()
+        self._follow_lease()
+        if self._moved:
+            self._follow_place()
+        self._later.update(dict.fromkeys(self.announcer.holdings.due()))
+        await self.announcer.work(self._take())
+        if self.ready and not self._first and not self._later:
+            self.settled.set()
+        if self._clock() >= self._next_renewal:
+            await self._renew()
+
+    def _take(self) -> list[Address]:
+        """What Services' own changes named, and a share of what a change of everything else left to do."""
+        batch = list(self._first) + [a for a in islice(self._later, CHUNK) if a not in self._first]
+        for address in batch:
+            self._later.pop(address, None)
+        self._first.clear()
+        return batch
+
+    async def _look_at_kernel(self) -> None:
+        started, self._look = self._clock(), False
+        surprising = await self.announcer.look()
+        await self._survey()
+        # An interface may have come (back): what failed for want of it is tried at once.
+        self._later.update(dict.fromkeys(surprising | self.announcer.holdings.due(all_of_them=True)))
+        now = self._clock()
+        self._may_look = now + max(LOOK_PAUSE_S, LOOK_SHARE * (now - started))
+
+    async def _survey(self) -> None:
+        if not self._bearings.configured():
+            return
+        config = self._bearings.config()
+        subnets = await own_subnets(self._kernel, config) if config is not None else ()
+        if subnets != self.subnets or not self.surveyed.is_set():
+            log.info("own_subnets", subnets=[f"{name} {subnet}" for name, subnet in subnets])
+            self.subnets, self._moved = subnets, True
+            self.surveyed.set()
+
+    def _follow_place(self) -> None:
+        place = self._bearings.place(self.subnets)
+        if place is None:
+            return
+        self._moved = False
+        if place.config is not None:
+            self.announcer.frames.config = place.config.garp
+        concerned = self._table.move(place)
+        if not self.ready:
+            self.ready = True
+            concerned = [*self._table.addresses(), *self.announcer.holdings.addresses()]
+        self._later.update(dict.fromkeys(concerned))
+
+    def resurvey(self) -> None:
+        """The configuration changed: other interfaces may be meant."""
+        self._look, self._may_look = True, float("-inf")
+        self.move()
+
+    def wake(self) -> None:
+        """Has the loop look around: our Lease was renewed, say."""
+        self._wake.set()
+
+    # Lifetimes and our Lease.
+
+    async def _renew(self) -> None:
+        """Well before their end: after a third of the shortest lifetime."""
+        if self._hold is not Hold.SAFE:
+            self._next_renewal = self._clock() + AFTER_ERROR_S
+            return
+        config = self._table.place.config
+        lifetimes = [how.lifetime_s for how in (config.local, config.remote) if how.lifetime_s] if config else []
+        self._next_renewal = self._clock() + min([*lifetimes, FALLBACK_LIFETIME_S]) / 3
+        await self.announcer.renew(self.announcer.holdings.addresses(), FALLBACK_LIFETIME_S)
+
+    def _follow_lease(self) -> None:
+        hold = self._held_how()
+        if hold is not self._hold:
+            log.warning("own_lease", state=hold.value)
+            self._hold = hold
+            self._later.update(dict.fromkeys([*self._table.addresses(), *self.announcer.holdings.addresses()]))
+
+    def _held_how(self) -> Hold:
+        """Strict: without our Lease nothing is added or renewed, and after a lifetime nothing is held."""
+        now = self._clock()
+        if not self._strict or now < self._bearings.lease_valid_until():
+            return Hold.SAFE
+        return Hold.LOST if now < self._lapses_at() else Hold.LAPSED
+
+    def _hold_ends_at(self) -> float:
+        match self._hold if self._strict else None:
+            case Hold.SAFE:
+                return self._bearings.lease_valid_until()
+            case Hold.LOST:
+                return self._lapses_at()
+            case _:
+                return NEVER
+
+    def _lapses_at(self) -> float:
+        config = self._table.place.config
+        lifetime_s = (config.local.lifetime_s if config else None) or FALLBACK_LIFETIME_S
+        return max(self._bearings.lease_valid_until(), self._started) + lifetime_s

@@ -1,0 +1,513 @@
+"""The agent's loop: real agents with kernels in memory, against an API server over real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from ipaddress import ip_address
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from purelb_sm.domain import names
+from purelb_sm.domain.reports import parse_report
+from purelb_sm.domain.views import ObjectView
+from purelb_sm.kube.client import MERGE_PATCH
+from purelb_sm.net import KernelRefused
+from purelb_sm.sandbox.apiserver import Fault
+from tests.support.agents import INTERFACE, Lab, RunningAgent, a_lab, node_kernel
+from tests.support.product import JSON, NAMESPACE, a_cluster, local_group
+from tests.support.waiting import eventually
+
+LOCAL = local_group("172.30.250.50-172.30.250.99", "fd30:250::50-fd30:250::99")
+ROUTED: JSON = {
+    "apiVersion": "purelb.io/v2",
+    "kind": "ServiceGroup",
+    "metadata": {"name": "routed", "namespace": "purelb-system"},
+    "spec": {"remote": {"v4pools": [{"subnet": "172.31.1.0/24", "pool": "172.31.1.0/24", "aggregation": "/32"}]}},
+}
+IP, IP6, REMOTE = "172.30.250.53", "fd30:250::53", "172.31.1.225"
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    async with a_cluster(tmp_path, LOCAL, ROUTED) as cluster, a_lab(cluster) as lab:
+        yield lab
+
+
+async def patch(lab: Lab, path: str, body: JSON) -> None:
+    await lab.cluster.client.request("PATCH", path, body=body, content_type=MERGE_PATCH)
+
+
+def group_path(name: str) -> str:
+    return f"/apis/purelb.io/v2/namespaces/purelb-system/servicegroups/{name}"
+
+
+def config(lab: Lab, **local: Any) -> None:
+    metadata = {"name": "default", "namespace": "purelb-system"}
+    lab.cluster.server.apply(
+        {"apiVersion": "purelb.io/v2", "kind": "LBNodeAgent", "metadata": metadata, "spec": {"local": local}}
+    )
+
+
+# Where addresses go.
+
+
+@pytest.mark.spec("C2", "C3", "C4")
+async def test_exactly_one_node_holds_a_local_address_on_the_interface_of_its_subnet(lab: Lab) -> None:
+    await lab.start("node1", "node2", "node3")
+    await lab.allocated("echo", IP, IP6)
+    for ip, length in ((IP, 24), (IP6, 64)):
+        holder = await lab.one_holder(ip)
+        held = (await lab.agents[holder].held())[ip_address(ip)]
+        assert (held.interface, held.prefix_length, held.noprefixroute, held.mine) == (INTERFACE, length, True, True)
+        assert held.valid_s is not None
+        assert 290 <= held.valid_s <= 300
+
+
+@pytest.mark.spec("C2", "C3")
+async def test_every_node_holds_a_remote_address_on_kube_lb0_which_is_made_if_missing(lab: Lab) -> None:
+    lab.kernels["node2"] = node_kernel(2, dummy_kind="bridge")
+    await lab.start("node1", "node2", "node3")
+    await lab.allocated("echo", REMOTE, group="routed")
+    await lab.held_by(REMOTE, "node1", "node2", "node3")
+    for node in lab.agents.values():
+        held = (await node.held())[ip_address(REMOTE)]
+        assert (held.interface, held.prefix_length, held.valid_s, held.noprefixroute) == ("kube-lb0", 32, None, False)
+        assert not node.announced(REMOTE), "a router learns of remote addresses, neighbours do not"
+
+
+@pytest.mark.spec("C1", "C19")
+async def test_a_service_without_our_brand_is_never_announced(lab: Lab) -> None:
+    await lab.start("node1")
+    await lab.allocated("foreign", "172.30.250.60", brand=None)
+    await lab.allocated("other", "172.30.250.61", brand="MetalLB")
+    await lab.allocated("elsewhere", "172.30.250.200")
+    await lab.allocated("ours", IP)
+    await lab.held_by(IP, "node1")
+    assert [str(a) for a in await lab.agents["node1"].held()] == [IP]
+
+
+@pytest.mark.spec("C1", "A8")
+async def test_a_group_that_cannot_be_read_and_a_service_that_makes_no_sense_block_nobody(lab: Lab) -> None:
+    await lab.start("node1")
+    broken = local_group("172.30.250.60-172.30.250.50", name="broken")
+    lab.cluster.create(broken)
+    await lab.allocated("odd", "172.30.250.70", group="broken")
+    await lab.allocated("echo", IP)
+    await lab.held_by(IP, "node1")
+    await lab.held_by("172.30.250.70", "node1")  # In the group default, whatever its annotation says.
+
+
+async def test_a_slip_in_a_group_silences_nobody_who_lives_on_it(lab: Lab) -> None:
+    await lab.start("node1", "node2")
+    await lab.allocated("echo", IP)
+    holder = await lab.one_holder(IP)
+    await patch(lab, group_path("default"), {"spec": {"local": {"v4pools": [{"subnet": "x", "pool": "y"}]}}})
+    await lab.allocated("later", REMOTE, group="routed")
+    await lab.held_by(REMOTE, "node1", "node2")
+    assert await lab.holders(IP) == [holder]
+    await lab.agents[holder].kill()
+    await lab.start(holder)
+    assert IP in {str(a) for a in await lab.agents[holder].held()}
+
+
+@pytest.mark.spec("C3")
+async def test_the_lbnodeagent_decides_interface_lifetime_and_frames(lab: Lab) -> None:
+    kernel = lab.kernel("node1")
+    kernel.add_interface("eth1", "172.30.250.21/26")
+    config(
+        lab,
+        localInterface="^eth",
+        dummyInterface="ext0",
+        garpConfig={"enabled": False},
+        addressConfig={"localInterface": {"validLifetime": 600}, "dummyInterface": {"validLifetime": 900}},
+    )
+    (node,) = await lab.start("node1")
+    await lab.allocated("echo", IP)
+    await lab.allocated("routed", REMOTE, group="routed")
+    await eventually(lambda: len(node.agent.upkeep.announcer.holdings) == 2)
+    held = await node.held()
+    assert (held[ip_address(IP)].interface, held[ip_address(IP)].prefix_length) == ("eth1", 26)
+    assert 590 <= (held[ip_address(IP)].valid_s or 0) <= 600
+    assert held[ip_address(REMOTE)].interface == "ext0"
+    assert 890 <= (held[ip_address(REMOTE)].valid_s or 0) <= 900
+    config(lab, localInterface="default")
+    await eventually(lambda: node.agent.ledger.get(ip_address(IP), INTERFACE))
+    await eventually(lambda: node.agent.ledger.get(ip_address(REMOTE), "kube-lb0"))
+    await eventually(lambda: node.announced(IP) == 3)
+    assert {(h.interface, str(h.address)) for h in await node.kernel.held()} == {(INTERFACE, IP), ("kube-lb0", REMOTE)}
+
+
+async def test_a_node_whose_lbnodeagent_cannot_be_read_leaves_local_addresses_to_the_others(lab: Lab) -> None:
+    config(lab, localInterface="eth[")
+    await lab.start("node1")
+    await lab.allocated("echo", IP)
+    await lab.allocated("routed", REMOTE, group="routed")
+    lab.cluster.server.delete("purelb.io/v2", "LBNodeAgent", "default", "purelb-system")
+    await lab.held_by(IP, "node1")
+    assert await lab.holders(REMOTE) == ["node1"]
+
+
+# Telling the neighbours, the users and the allocator.
+
+
+@pytest.mark.spec("C7")
+async def test_neighbours_are_told_three_times_after_each_local_address(lab: Lab) -> None:
+    (node,) = await lab.start("node1")
+    await lab.allocated("echo", IP, IP6)
+    await eventually(lambda: node.announced(IP) == 3 and node.announced(IP6) == 3)
+    times = [a.at for a in node.kernel.announced if str(a.address) == IP]
+    assert all(later - earlier >= 0.49 for earlier, later in pairwise(times))
+    assert {a.interface for a in node.kernel.announced} == {INTERFACE}
+
+
+@pytest.mark.spec("C7")
+async def test_no_frame_goes_out_for_an_address_that_is_not_ours_any_more(lab: Lab) -> None:
+    config(lab, garpConfig={"initialDelay": "100ms", "interval": "300ms", "count": 10})
+    (node,) = await lab.start("node1")
+    await lab.allocated("echo", IP)
+    await eventually(lambda: node.announced(IP) >= 2)
+    lab.cluster.delete_service("echo")
+    await lab.held_by(IP)
+    told = node.announced(IP)
+    await lab.allocated("other", "172.30.250.54")
+    await eventually(lambda: node.announced("172.30.250.54") >= 3)
+    assert node.announced(IP) == told < 10
+
+
+@pytest.mark.spec("C8", "C9")
+async def test_events_and_annotation_say_who_announces_what_and_where(lab: Lab) -> None:
+    await lab.start("node3")
+    await lab.allocated("echo", IP)
+    await lab.allocated("routed", REMOTE, group="routed")
+    local = await eventually(lambda: lab.cluster.events("AnnouncingLocal"))
+    remote = await eventually(lambda: lab.cluster.events("AnnouncingNonLocal"))
+    assert [
+        (e["type"], e["message"], e["source"]["component"], e["involvedObject"]["name"]) for e in local + remote
+    ] == [
+        ("Normal", f"Node node3 announcing {IP} on interface {INTERFACE}", "purelb-lbnodeagent", "echo"),
+        ("Normal", f"Announcing {REMOTE} from node node3 interface kube-lb0", "purelb-lbnodeagent", "routed"),
+    ]
+    await eventually(lambda: lab.annotation("echo") == f"node3, {INTERFACE}")
+    assert lab.annotation("routed") is None
+
+
+@pytest.mark.spec("C9")
+async def test_two_nodes_write_one_annotation_and_undo_nothing(lab: Lab) -> None:
+    await lab.start("node1", "node2")
+    ips = [f"172.30.250.{n}" for n in range(50, 58)]
+    await lab.allocated("echo", *ips)
+    owners = {ip: await lab.one_holder(ip) for ip in ips}
+    assert set(owners.values()) == {"node1", "node2"}
+    expected = " ".join(f"{owners[ip]},{INTERFACE},{ip}" for ip in ips)
+    await eventually(lambda: lab.annotation("echo") == expected)
+
+
+@pytest.mark.spec("C9")
+async def test_somebody_elses_write_in_between_is_not_lost(lab: Lab) -> None:
+    service = f"/api/v1/namespaces/{NAMESPACE}/services/echo"
+    lab.cluster.server.faults.add(Fault("delay", method="PATCH", path="/services/echo/status", delay_s=0.3, times=3))
+    await lab.start("node1")
+    await lab.allocated("echo", IP)
+    await lab.held_by(IP, "node1")
+    await patch(lab, service, {"metadata": {"annotations": {"purelb.io/service-group": "theirs", "other": "1"}}})
+    await eventually(lambda: lab.annotation("echo") == f"node1, {INTERFACE}")
+    assert lab.annotation("echo", "other") == "1"
+    assert lab.annotation("echo", names.SERVICE_GROUP) == "theirs"
+
+
+def report_of(lab: Lab, node: str) -> Any:
+    found = lab.cluster.server.get("purelb.io/v2", "NodeAnnouncement", node, "purelb-system")
+    if found is None:
+        return None
+    meta = found["metadata"]
+    view = ObjectView(
+        found["kind"], found["apiVersion"], meta["namespace"], meta["name"], meta["uid"], "1", 1, None, found["spec"]
+    )
+    return parse_report(view)
+
+
+@pytest.mark.spec("C15")
+async def test_the_report_holds_what_the_kernel_holds_and_how_it_came_to_it(lab: Lab) -> None:
+    (node,) = await lab.start("node1")
+    await eventually(lambda: report_of(lab, "node1"))
+    await lab.allocated("echo", IP)
+    report = await eventually(lambda: (r := report_of(lab, "node1")) and r.addresses and r)
+    (entry,) = report.addresses
+    assert (str(entry.address), entry.interface, entry.prefix_length, entry.state) == (IP, INTERFACE, 24, "present")
+    assert entry.valid_s == 300
+    assert report.incarnation == node.agent.incarnation
+    assert [(t.seq, t.trigger, t.source, t.dest) for t in report.transitions] == [
+        (1, "add", "absent", "adding"),
+        (2, "added", "adding", "present"),
+    ]
+    lab.cluster.delete_service("echo")
+    last = await eventually(lambda: (r := report_of(lab, "node1")) and not r.addresses and r)
+    assert [(t.seq, t.trigger) for t in last.transitions[2:]] == [(3, "remove"), (4, "removed")]
+    assert last.sequence > report.sequence
+
+
+@pytest.mark.spec("C15")
+async def test_what_the_kernel_refuses_is_failed_with_the_reason_and_tried_again_without_a_word(lab: Lab) -> None:
+    lab.kernel("node1").refuse(ip_address(IP), KernelRefused(12))
+    (node,) = await lab.start("node1")
+    await lab.allocated("echo", IP)
+    failed = await eventually(lambda: (r := report_of(lab, "node1")) and r.addresses and r)
+    assert failed.addresses[0].state == "failed"
+    assert "ENOMEM" in failed.addresses[0].reason
+    await eventually(lambda: node.agent.upkeep.announcer.holdings.counters.failed >= 2)
+    assert len(node.agent.ledger.report().transitions) == 2
+    node.kernel.refuse(ip_address(IP), None)
+    await lab.held_by(IP, "node1")
+    await eventually(lambda: (r := report_of(lab, "node1")) and r.addresses[0].state == "present")
+
+
+async def test_what_changes_nothing_for_us_writes_nothing(lab: Lab) -> None:
+    await lab.start("node1")
+    await lab.allocated("echo", IP)
+    await eventually(lambda: lab.annotation("echo"))
+    await eventually(lambda: (r := report_of(lab, "node1")) and r.addresses)
+    await eventually(lambda: lab.cluster.events("AnnouncingLocal"))
+    node = lab.agents["node1"]
+    applied = len(node.kernel.applied)
+    lab.cluster.requests.clear()
+    for n in range(3):
+        await patch(lab, f"/api/v1/namespaces/{NAMESPACE}/services/echo", {"metadata": {"labels": {"n": str(n)}}})
+    view = lab.cluster.service("echo")
+    await eventually(
+        lambda: node.agent.watches.services.resource_version >= view["metadata"]["resourceVersion"], "the watch"
+    )
+    node.kernel.lose_notices()
+    await asyncio.sleep(0)
+    assert [w for w in lab.cluster.writes() if w[0] != "PATCH" or not w[1].endswith("/echo")] == []
+    assert len(node.kernel.applied) == applied
+
+
+# Going.
+
+
+@pytest.mark.spec("C11")
+@pytest.mark.parametrize("how", ["deleted", "type", "group", "brand", "class"])
+async def test_what_is_ours_no_more_leaves_every_node(lab: Lab, how: str) -> None:
+    await lab.start("node1", "node2")
+    await lab.allocated("echo", REMOTE, group="routed")
+    await lab.held_by(REMOTE, "node1", "node2")
+    path = f"/api/v1/namespaces/{NAMESPACE}/services/echo"
+    match how:
+        case "deleted":
+            lab.cluster.delete_service("echo")
+        case "type":
+            await patch(lab, path, {"spec": {"type": "ClusterIP"}})
+        case "group":
+            lab.cluster.server.delete("purelb.io/v2", "ServiceGroup", "routed", "purelb-system")
+        case "brand":
+            await patch(lab, path, {"metadata": {"annotations": {names.ALLOCATED_BY: None}}})
+        case _:
+            lab.cluster.delete_service("echo")
+            await lab.allocated("echo", REMOTE, group="routed", loadBalancerClass="example.com/x")
+    await lab.held_by(REMOTE)
+
+
+@pytest.mark.spec("C19")
+async def test_an_address_that_leaves_the_ingress_leaves_the_node(lab: Lab) -> None:
+    await lab.start("node1")
+    await lab.allocated("echo", IP, IP6)
+    await lab.held_by(IP6, "node1")
+    await eventually(lambda: lab.annotation("echo", names.ANNOUNCING_V6))
+    await lab.show("echo", IP)
+    await lab.held_by(IP6)
+    assert await lab.holders(IP) == ["node1"]
+
+
+@pytest.mark.spec("C12")
+async def test_an_address_removed_by_hand_is_back_and_counted(lab: Lab) -> None:
+    (node,) = await lab.start("node1")
+    await lab.allocated("echo", IP)
+    await eventually(lambda: node.announced(IP) == 3)
+    node.kernel.remove_by_hand(ip_address(IP), INTERFACE)
+    await eventually(lambda: node.announced(IP) == 6)
+    assert await lab.holders(IP) == ["node1"]
+    assert node.agent.upkeep.announcer.holdings.counters.vanished == 1
+    moves = [t.trigger for t in node.agent.ledger.report().transitions]
+    assert moves == ["add", "added", "found_absent", "add", "added"]
+
+
+@pytest.mark.spec("C12")
+async def test_a_link_that_flaps_gets_its_ipv6_address_back(lab: Lab) -> None:
+    (node,) = await lab.start("node1")
+    await lab.allocated("echo", IP, IP6)
+    await lab.held_by(IP6, "node1")
+    node.kernel.set_link(INTERFACE, up=False)
+    node.kernel.add_foreign("fd30:250::b/64", INTERFACE)
+    node.kernel.set_link(INTERFACE, up=True)
+    await lab.held_by(IP6, "node1")
+    assert await lab.holders(IP) == ["node1"]
+
+
+# Nodes that come and go.
+
+
+async def two_with_address(lab: Lab) -> tuple[RunningAgent, RunningAgent]:
+    """Two agents; the first holds the address."""
+    await lab.start("node1", "node2")
+    await lab.allocated("echo", IP)
+    holder = await lab.one_holder(IP)
+    await eventually(lambda: lab.annotation("echo") == f"{holder}, {INTERFACE}")
+    return lab.agents[holder], lab.agents["node2" if holder == "node1" else "node1"]
+
+
+@pytest.mark.spec("C6", "C9")
+async def test_when_a_node_dies_another_takes_over_tells_the_neighbours_and_says_so(lab: Lab) -> None:
+    holder, other = await two_with_address(lab)
+    await holder.kill()
+    await lab.held_by(IP, *sorted([holder.name, other.name]))
+    await eventually(lambda: other.announced(IP) == 3)
+    await eventually(lambda: lab.annotation("echo") == f"{other.name}, {INTERFACE}")
+
+
+@pytest.mark.spec("C6")
+async def test_told_to_stop_it_withdraws_deletes_its_lease_and_reports_before_it_ends(lab: Lab) -> None:
+    await lab.allocated("routed", REMOTE, group="routed")
+    holder, other = await two_with_address(lab)
+    await lab.held_by(REMOTE, "node1", "node2")
+    await holder.terminate()
+    assert await holder.held() == {}
+    assert lab.lease(holder.name) is None
+    report = report_of(lab, holder.name)
+    assert report.addresses == ()
+    assert [t.trigger for t in report.transitions[-2:]] == ["removed", "removed"]
+    await lab.held_by(IP, other.name)
+    await eventually(lambda: other.announced(IP) == 3)
+
+
+@pytest.mark.spec("C6")
+async def test_an_update_can_leave_the_addresses_where_they_are(lab: Lab) -> None:
+    await lab.start("node1", keep_on_exit=True)
+    await lab.allocated("echo", IP)
+    await lab.held_by(IP, "node1")
+    await lab.agents["node1"].terminate()
+    assert await lab.holders(IP) == ["node1"]
+    assert lab.lease("node1") is not None
+
+
+@pytest.mark.spec("C13", "C4")
+async def test_after_kill_9_what_is_there_is_taken_over_and_only_what_is_ours_is_cleaned_up(lab: Lab) -> None:
+    await lab.start("node1")
+    await lab.allocated("echo", IP)
+    await lab.allocated("gone", "172.30.250.54")
+    await lab.allocated("routed", REMOTE, group="routed")
+    for ip in (IP, "172.30.250.54", REMOTE):
+        await lab.held_by(ip, "node1")
+    await lab.agents["node1"].kill()
+    kernel = lab.kernels["node1"]
+    kernel.add_foreign("172.30.250.99/24", INTERFACE)
+    kernel.add_foreign("172.31.1.7/32", "kube-lb0")
+    lab.cluster.delete_service("gone")
+    kernel.applied.clear()
+    (again,) = await lab.start("node1")
+    assert {str(h.address) for h in await kernel.held()} == {IP, REMOTE}
+    assert [str(held.address) for _, removed in kernel.applied for held in removed] == ["172.30.250.54"]
+    added = [w for adds, _ in kernel.applied for w in adds]
+    assert {str(w.address) for w in added} <= {IP, "172.30.250.54"}, "lifetimes are renewed, nothing else"
+    assert {"172.30.250.99", "172.31.1.7"} <= {str(h.address) for h in await kernel.addresses()}
+    triggers = {(str(t.address), str(t.trigger)) for t in again.agent.ledger.report().transitions}
+    assert {(IP, "found_present"), (REMOTE, "found_present"), ("172.30.250.54", "removed")} <= triggers
+
+
+async def test_a_foreign_address_in_the_place_of_ours_is_left_and_told(lab: Lab) -> None:
+    lab.kernel("node1").add_foreign(f"{IP}/24", INTERFACE)
+    (node,) = await lab.start("node1")
+    await lab.allocated("echo", IP)
+    report = await eventually(lambda: (r := report_of(lab, "node1")) and r.addresses and r)
+    assert report.addresses[0].reason.startswith("ForeignAddress")
+    lab.cluster.delete_service("echo")
+    await eventually(lambda: not report_of(lab, "node1").addresses)
+    assert IP in {str(h.address) for h in await node.kernel.addresses()}
+    assert node.announced(IP) == 0
+
+
+async def test_a_lease_that_somebody_deletes_is_made_again(lab: Lab) -> None:
+    await lab.start("node1")
+    await lab.allocated("echo", IP)
+    await lab.held_by(IP, "node1")
+    before = lab.lease("node1")
+    assert before is not None
+    lab.cluster.server.delete("coordination.k8s.io/v1", "Lease", "purelb-node-node1", "purelb-system")
+    after = await eventually(lambda: lab.lease("node1"))
+    assert after["metadata"]["uid"] != before["metadata"]["uid"]
+    assert after["metadata"]["annotations"][names.SUBNETS] == "172.30.250.0/24,fd30:250::/64"
+    await lab.held_by(IP, "node1")
+
+
+@pytest.mark.spec("C5")
+async def test_the_lease_names_the_nodes_subnets_and_follows_them(lab: Lab) -> None:
+    (node,) = await lab.start("node1")
+    lease = lab.lease("node1")
+    assert lease is not None
+    assert lease["metadata"]["annotations"][names.SUBNETS] == "172.30.250.0/24,fd30:250::/64"
+    assert lease["spec"]["holderIdentity"] == "node1"
+    node.kernel.add_foreign("10.9.8.7/25", INTERFACE)
+    await eventually(
+        lambda: (
+            (lab.lease("node1") or {})["metadata"]["annotations"][names.SUBNETS]
+            == "10.9.8.0/25,172.30.250.0/24,fd30:250::/64"
+        )
+    )
+
+
+# Bad days of the API server.
+
+
+@pytest.mark.spec("C13")
+@pytest.mark.parametrize("kind", ["services", "servicegroups", "lbnodeagents", "leases", "nodes"])
+async def test_nothing_is_withdrawn_before_every_kind_was_seen_whole(lab: Lab, kind: str) -> None:
+    await lab.start("node1")
+    await lab.allocated("echo", IP)
+    await lab.held_by(IP, "node1")
+    await lab.agents["node1"].kill()
+    fault = lab.cluster.server.faults.add(Fault("error", method="GET", path=rf"/{kind}\?", watch=False))
+    (node,) = await lab.start("node1", settle=False)
+    await eventually(lambda: fault.hits >= 2)
+    await eventually(lambda: node.agent.upkeep.announcer.holdings.counters.renewed >= 1)
+    assert await lab.holders(IP) == ["node1"]
+    assert not node.agent.upkeep.settled.is_set()
+    lab.cluster.server.faults.remove(fault.number)
+    await eventually(node.is_settled)
+    assert await lab.holders(IP) == ["node1"]
+    assert not any(removed for _, removed in node.kernel.applied)
+
+
+@pytest.mark.spec("C14")
+async def test_while_the_api_server_is_away_all_keep_what_they_hold_and_nobody_takes_over(lab: Lab) -> None:
+    holder, other = await two_with_address(lab)
+    everything = lab.cluster.server.faults.add(Fault("abort", path="/"))
+    await eventually(lambda: not holder.agent.lease.valid and not other.agent.lease.valid, "both Leases to run out")
+    assert await lab.holders(IP) == [holder.name]
+    holder.kernel.remove_by_hand(ip_address(IP), INTERFACE)
+    await lab.held_by(IP, holder.name)
+    lab.cluster.server.faults.remove(everything.number)
+    await eventually(lambda: holder.agent.lease.valid and other.agent.lease.valid)
+    await lab.allocated("later", REMOTE, group="routed")
+    await lab.held_by(REMOTE, "node1", "node2")
+    assert await lab.holders(IP) == [holder.name]
+    assert other.announced(IP) == 0, "it did not even move for a moment"
+
+
+@pytest.mark.spec("C14")
+async def test_strict_lets_everything_lapse_a_lifetime_after_the_lease_and_takes_it_up_again(lab: Lab) -> None:
+    (node,) = await lab.start("node1", when_api_away="strict")
+    await lab.allocated("echo", IP)
+    await lab.allocated("routed", REMOTE, group="routed")
+    await lab.held_by(REMOTE, "node1")
+    await lab.held_by(IP, "node1")
+    everything = lab.cluster.server.faults.add(Fault("abort", path="/"))
+    await eventually(lambda: not node.agent.lease.valid)
+    node.agent.upkeep.wake()
+    node.kernel.remove_by_hand(ip_address(IP), INTERFACE)  # Its lifetime is over.
+    await eventually(lambda: node.agent.upkeep.announcer.holdings.counters.vanished == 1)
+    assert await lab.holders(IP) == []
+    lab.cluster.server.faults.remove(everything.number)
+    await lab.held_by(IP, "node1")
