@@ -30,9 +30,10 @@ def agent(
     renew_s: Annotated[float | None, typer.Option(help="pause between two renewals of the node's Lease")] = None,
     when_api_away: Annotated[str | None, typer.Option(help="keep or strict: what to do without the API server")] = None,
     keep_on_exit: Annotated[
-        bool | None, typer.Option("--keep-on-exit/--withdraw-on-exit", help="leave the addresses when stopped")
+        bool | None, typer.Option("--keep-on-exit/--no-keep-on-exit", help="leave the addresses when stopped")
     ] = None,
     resync_s: Annotated[float | None, typer.Option(help="look at the whole kernel so often")] = None,
+    report_s: Annotated[float | None, typer.Option(help="least time between two reports")] = None,
     journal_directory: Annotated[
         Path | None, typer.Option(help="where our addresses are noted if the kernel cannot mark them")
     ] = None,
@@ -51,6 +52,7 @@ def agent(
         "when_api_away": when_api_away,
         "keep_on_exit": keep_on_exit,
         "resync_s": resync_s,
+        "report_s": report_s,
         "journal_directory": journal_directory,
         "web_port": web_port,
         "log_format": log_format,

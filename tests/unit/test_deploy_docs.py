@@ -31,7 +31,8 @@ def expected(name: str, field: FieldInfo) -> tuple[str, ...]:
     alias = field.validation_alias
     public = alias.removeprefix("purelb_") if isinstance(alias, str) else name
     default = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
-    shown = {None: "", "": "", True: "true", False: "false"}.get(default, default) if default != 0 else "0"
+    # By kind first: 1.0 is equal to true.
+    shown = str(default).lower() if isinstance(default, bool) else "" if default is None else default
     flag = "--" + public.replace("_", "-")
     if isinstance(default, bool):
         flag += f" / --no-{public.replace('_', '-')}"
