@@ -46,7 +46,6 @@ class Ledger:
         self._by_address: dict[Address, tuple[str, ...]] = {}
         self._moves: deque[ReportedTransition] = deque(maxlen=MAX_TRANSITIONS)
         self._seq = 0
-        self._reports = 0
 
     def on_move(self, callback: Callable[[], None]) -> None:
         """`callback()` after each move from now on. It must not raise, wait or take long."""
@@ -108,13 +107,12 @@ class Ledger:
                 del self._by_address[where[0]]
 
     def report(self) -> NodeReport:
-        """What is reported now. Each call is the next report of this incarnation."""
-        self._reports += 1
+        """What is reported now: the records as they are after the move with the number `sequence`."""
         return NodeReport(
             node=self._node,
             incarnation=self._incarnation,
             started_at=self._started_at,
-            sequence=self._reports,
+            sequence=self._seq,
             addresses=tuple(
                 ReportedAddress(r.address, r.interface, r.prefix_length, r.state, r.since, r.valid_s, r.reason)
                 for r in self._records.values()

@@ -17,7 +17,7 @@ from purelb_sm.domain import names
 from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.publication import branded, current_condition
 from purelb_sm.domain.reports import NodeReport, join_slices, slice_name
-from purelb_sm.domain.views import NodeView, ObjectView, ServiceKey, ServiceView
+from purelb_sm.domain.views import LeaseView, NodeView, ObjectView, ServiceKey, ServiceView
 from purelb_sm.errors import InvalidInput
 from purelb_sm.kube import objects
 from purelb_sm.kube.client import KubeClient
@@ -46,10 +46,12 @@ class Intake:
         self.nodes_changed = asyncio.Event()
         self.releases_wanted = asyncio.Event()
         self.reporting: set[str] = set()
+        self._heard: set[str] = set()
         self._leading = False
         self.services.on_change(self._service_changed)
         self.groups.on_change(lambda *_: self.groups_changed.set())
         self.announcements.on_change(self._announcement_changed)
+        self.leases.on_change(self._lease_changed)
         self.nodes.on_change(self._node_changed)
         self.liveness.on_change(self._live_changed)
 
@@ -79,7 +81,7 @@ class Intake:
         self.groups_changed.set()
         self.nodes_changed.set()
         self.releases_wanted.set()
-        self.reporting = set(self.liveness.live())
+        self.reporting = set(self._heard)
 
     def stop_leading(self) -> None:
         self._leading = False
@@ -110,10 +112,13 @@ class Intake:
         return frozenset(self.nodes.items()) or None
 
     def take_reporting(self) -> list[NodeReport]:
-        """Reports not yet booked, of nodes that are live: a dead node's last words must not raise it."""
-        marked, self.reporting = self.reporting, set()
-        live = self.liveness.live()
-        return [report for node in sorted(marked) if node in live and (report := self._report(node)) is not None]
+        """Reports not yet booked, of nodes that we heard renew their Lease: a dead node's last words must not raise it.
+
+        That a Lease was there when we started says nothing; its node stays marked until it is heard.
+        """
+        speaking = self.reporting & self._heard & self.liveness.live()
+        self.reporting -= speaking
+        return [report for node in sorted(speaking) if (report := self._report(node)) is not None]
 
     def _report(self, node: str) -> NodeReport | None:
         try:
@@ -152,15 +157,23 @@ class Intake:
             self.reporting.add(_node_of(new))
             self.nodes_changed.set()
 
+    def _lease_changed(self, change: Change, old: LeaseView | None, new: LeaseView | None) -> None:
+        """A node is heard when its Lease moves under our eyes: not by being found in the first list."""
+        if new is None or not new.name.startswith(names.NODE_LEASE_PREFIX):
+            return
+        node = new.name.removeprefix(names.NODE_LEASE_PREFIX)
+        if node not in self._heard and (change is Change.MODIFIED or self.leases.synced.is_set()):
+            self._heard.add(node)
+            self.remark([node])
+
     def _node_changed(self, change: Change, old: NodeView | None, new: NodeView | None) -> None:
         if change is Change.DELETED:
             self.releases_wanted.set()
 
     def _live_changed(self, joined: frozenset[str], left: frozenset[str]) -> None:
-        # A node that comes back may have nothing new to report, and yet be booked as lost.
-        if self._leading:
-            self.reporting |= joined
-            self.nodes_changed.set()
+        # Heard again, a node that was gone may have nothing new to report, and yet be booked as lost.
+        self._heard -= left
+        self.nodes_changed.set()
 
 
 def _node_of(view: ObjectView) -> str:

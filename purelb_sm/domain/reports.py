@@ -56,7 +56,8 @@ class ReportedTransition:
 @dataclass(frozen=True, slots=True)
 class NodeReport:
     """All slices of a node's NodeAnnouncement put together. `incarnation` is new at every start of the agent;
-    `started_at` orders incarnations, so that a late report of an earlier one is known as such."""
+    `started_at` orders incarnations, so that a late report of an earlier one is known as such. `sequence` is the number
+    of the last move made: `addresses` is how things stand after it, and `transitions` end with it."""
 
     node: str
     incarnation: str

@@ -249,6 +249,29 @@ async def test_reports_are_booked_once_and_a_silent_node_is_lost(tmp_path: Path)
         assert verified(database).rows > 0
 
 
+async def test_a_new_leader_does_not_take_a_dead_nodes_last_report_for_news(tmp_path: Path) -> None:
+    async with a_cluster(tmp_path, local_group(POOL)) as cluster:
+        database = a_database(tmp_path)
+        async with an_allocator(cluster, database):
+            cluster.create(service_object())
+            await cluster.given()
+            async with a_node(cluster) as node:
+                await node.holds("172.30.250.53")
+                await eventually(lambda: moves(database)[-1] == ("announce", "allocated", "announcing"))
+            await eventually(lambda: moves(database, "announcement")[-1] == ("lose", "present", "lost"))
+        booked = moves(database, "announcement")
+        async with an_allocator(cluster, database) as successor:
+            await eventually(lambda: successor.leading)
+            # Its Lease is still there, and counts as live for its duration; it is not heard of, though.
+            assert successor.intake.liveness.live() == {"node1"}
+            await eventually(lambda: not successor.intake.liveness.live())
+            cluster.create(service_object("next"))
+            await cluster.given("next")
+            assert moves(database, "announcement") == booked
+            async with a_node(cluster):
+                await eventually(lambda: successor.intake.liveness.live())
+
+
 async def test_of_two_allocators_one_leads_and_the_other_takes_over_without_a_change(tmp_path: Path) -> None:
     async with a_cluster(tmp_path, local_group(POOL)) as cluster, AsyncExitStack() as second_life:
         database = a_database(tmp_path)
