@@ -12,7 +12,8 @@ missing=()
 need() { command -v "$1" >/dev/null 2>&1 || missing+=("$2"); }
 need ip iproute2
 need unshare util-linux
-need ping iputils-ping
+need setpriv util-linux
+need curl curl
 python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 if [ "$what" = test ]; then
   [ -n "$(ls -d /usr/lib/postgresql/*/bin/initdb 2>/dev/null)" ] || missing+=(postgresql)
