@@ -6,7 +6,7 @@ import asyncio
 import io
 import json
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -127,12 +127,13 @@ def service(name: str, **spec: Any) -> JSON:
     }
 
 
-async def started(*arguments: str | Path) -> tuple[asyncio.subprocess.Process, str]:
+async def started(*arguments: str | Path, descriptors: Sequence[int] = ()) -> tuple[asyncio.subprocess.Process, str]:
     """The server as a process of its own, and its URL, when it says that it is ready."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "purelb_sm.sandbox.apiserver", *map(str, arguments)),
         stdout=asyncio.subprocess.PIPE,
+        pass_fds=descriptors,
     )
     assert process.stdout is not None
     async with asyncio.timeout(DEADLINE_S):

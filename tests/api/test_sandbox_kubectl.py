@@ -312,6 +312,7 @@ class TestManifests:
             shown = await kubectl(f"get {name} -A")
             assert "default" in shown
             assert shown.splitlines()[0].split()[:2] == ["NAMESPACE", "NAME"]
+        assert "addresses" in await kubectl("explain sg.spec")
         one = json.loads(await kubectl("get servicegroups.v1.purelb.io default -n purelb-system -o json"))
         assert one["apiVersion"] == "purelb.io/v1"
 

@@ -451,6 +451,19 @@ class TestAccess:
                     api = Api(session, f"http://127.0.0.1:{each.getsockname()[1]}")
                     assert (await api.get("/livez")).body == "ok"
 
+    async def test_a_process_takes_over_sockets_and_writes_a_kubeconfig(self, tmp_path: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as opened:
+            where = tmp_path / "config"
+            process, url = await started(
+                "--fd", str(opened.fileno()), "--kubeconfig-out", where, descriptors=[opened.fileno()]
+            )
+            async with aiohttp.ClientSession() as session:
+                assert (await Api(session, url).get("/readyz")).body == "ok"
+            assert url in where.read_text()
+            assert url.endswith(f":{opened.getsockname()[1]}")
+        process.terminate()
+        assert await process.wait() == 0
+
     def test_a_kubeconfig_is_readable_by_its_owner_only(self, tmp_path: Path) -> None:
         write_kubeconfig(tmp_path / "k" / "config", "http://127.0.0.1:1", "secret")
         assert (tmp_path / "k" / "config").stat().st_mode & 0o77 == 0

@@ -100,7 +100,7 @@ async def forget_services(replay: Replay) -> None:
             assert response.status == 200
 
 
-@pytest.mark.spec("D2", "D3")
+@pytest.mark.spec("D3")
 @pytest.mark.parametrize("name", SCENARIOS)
 async def test_every_recorded_answer_is_given(name: str, target: Replay, request: pytest.FixtureRequest) -> None:
     if name in OWN and request.config.getoption("--kubeconfig"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -32,6 +33,8 @@ class Definitions(Strategy):
             names.setdefault("singular", names["kind"].lower())
             names.setdefault("listKind", names["kind"] + "List")
         spec.setdefault("conversion", {"strategy": "None"})
+        for version in spec.get("versions") or ():
+            _drop_nulls((version.get("schema") or {}).get("openAPIV3Schema"))
 
     def prepare_create(self, obj: JSON) -> None:
         stored = [v.get("name") for v in obj["spec"].get("versions") or () if v.get("storage")]
@@ -67,6 +70,19 @@ class Definitions(Strategy):
         return errors
 
 
+def _drop_nulls(schema: Any) -> None:
+    """A null in a schema is as good as nothing, besides where it is a value."""
+    if isinstance(schema, dict):
+        for key in [k for k, v in schema.items() if v is None and k not in ("default", "example")]:
+            del schema[key]
+        for key, sub in schema.items():
+            if key not in ("default", "example", "enum"):
+                _drop_nulls(sub)
+    elif isinstance(schema, list):
+        for sub in schema:
+            _drop_nulls(sub)
+
+
 def _check_versions(versions: list[JSON]) -> list[FieldError]:
     if sum(bool(v.get("storage")) for v in versions) != 1:
         names = [v.get("name") for v in versions]
@@ -81,10 +97,66 @@ def _check_versions(versions: list[JSON]) -> list[FieldError]:
         if not isinstance(schema, dict):
             errors.append(required(at, "schemas are required"))
             continue
+        misshapen = list(_misshapen(schema, at))
+        if misshapen:
+            errors += misshapen
+            continue
         if schema.get("type") != "object":
             errors.append(invalid_value(f"{at}.type", schema.get("type", ""), 'must be "object" at the root'))
         errors += list(_not_structural(schema, at))
     return errors
+
+
+_NUMBER = (int, float)
+_SHAPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("type", "format", "pattern", "description", "title", "x-kubernetes-list-type"), str),
+    **dict.fromkeys(("maxLength", "minLength", "maxItems", "minItems", "maxProperties", "minProperties"), int),
+    **dict.fromkeys(("minimum", "maximum", "multipleOf"), _NUMBER),
+    **dict.fromkeys(("nullable", "uniqueItems", "exclusiveMinimum", "exclusiveMaximum"), bool),
+    **dict.fromkeys(("required", "enum", "allOf", "anyOf", "oneOf", "x-kubernetes-list-map-keys"), list),
+    **dict.fromkeys(("properties", "items", "not"), dict),
+    "additionalProperties": (dict, bool),
+    "x-kubernetes-validations": list,
+    "x-kubernetes-map-type": str,
+}
+_TYPES = ("array", "boolean", "integer", "number", "object", "string")
+
+
+def _misshapen(schema: Any, path: str) -> Iterator[FieldError]:
+    """What is no schema at all, which a decoder of the Go type would refuse."""
+    if not isinstance(schema, dict):
+        yield invalid_value(path, str(schema), "must be an object")
+        return
+    for key, kind in _SHAPES.items():
+        value = schema.get(key)
+        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind in (int, _NUMBER))):
+            yield invalid_value(f"{path}.{key}", str(value), "is of the wrong type")
+            return
+    if schema.get("type") and schema["type"] not in _TYPES:
+        yield not_supported(f"{path}.type", schema["type"], _TYPES)
+    for key in ("required", "x-kubernetes-list-map-keys"):
+        if any(not isinstance(each, str) for each in schema.get(key) or ()):
+            yield invalid_value(f"{path}.{key}", str(schema[key]), "must be a list of strings")
+    for i, rule in enumerate(schema.get("x-kubernetes-validations") or ()):
+        if not isinstance(rule, dict) or any(not isinstance(v, str | bool) for v in rule.values()):
+            yield invalid_value(f"{path}.x-kubernetes-validations[{i}]", str(rule), "must be an object of strings")
+    try:
+        re.compile(schema.get("pattern") or "")
+    except re.error as error:
+        yield invalid_value(f"{path}.pattern", schema["pattern"], f"must be a valid regular expression: {error}")
+    for at, sub in _nested(schema, path):
+        yield from _misshapen(sub, at)
+
+
+def _nested(schema: JSON, path: str) -> Iterator[tuple[str, Any]]:
+    for key, sub in (schema.get("properties") or {}).items():
+        yield f"{path}.properties[{key}]", sub
+    for key in ("items", "not", "additionalProperties"):
+        if schema.get(key) is not None and not isinstance(schema[key], bool):
+            yield f"{path}.{key}", schema[key]
+    for key in ("allOf", "anyOf", "oneOf"):
+        for i, sub in enumerate(schema.get(key) or ()):
+            yield f"{path}.{key}[{i}]", sub
 
 
 def _not_structural(schema: JSON, path: str) -> Iterator[FieldError]:

@@ -131,6 +131,9 @@ def _shown(schema: Schema, depth: int) -> JSON:
         return {"type": "string", "format": _FORMATS[schema.type]}
     if schema.type != "any":
         made["type"] = schema.type
+    for key in ("description", "default", "enum"):
+        if key in schema.checks:
+            made[key] = schema.checks[key]
     if depth >= _DEPTH:
         return made
     if schema.fields:

@@ -261,10 +261,10 @@ class Operations:
             raise invalid("PatchOptions", "meta.k8s.io", "", [error])
         if not isinstance(patch, dict):
             raise bad_request("error decoding YAML: the apply patch is not an object")
-        if (patch.get("metadata") or {}).get("managedFields"):
-            raise bad_request("metadata.managedFields must be nil")
         self._accept(request, patch, complete=False)
         meta = self._metadata(patch)
+        if meta.get("managedFields"):
+            raise bad_request("metadata.managedFields must be nil")
         if meta.setdefault("name", request.name) != request.name:
             text = f"the name of the object ({meta['name']}) does not match the name on the URL ({request.name})"
             raise bad_request(text)

@@ -36,7 +36,7 @@ class Schema:
     merge_key: str | None = None  # for strategic merge; "" merges a list of scalars as a set
     unprinted: frozenset[str] = frozenset()  # fields of a built-in type that are left out when empty
     zeros: dict[str, Any] = field(default_factory=dict)  # fields of a built-in type that are printed even when absent
-    checks: JSON = field(default_factory=dict)  # defaults and rules of a custom resource
+    checks: JSON = field(default_factory=dict)  # default, enum, description and rules of a custom resource
 
     def child(self, key: str) -> Schema:
         """The schema of a field of an object, or of a map's value."""

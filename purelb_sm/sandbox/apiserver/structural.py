@@ -70,8 +70,9 @@ def structure(spec: JSON, *, root: bool = False) -> Schema:
     made.list_type = spec.get("x-kubernetes-list-type") or "atomic"
     made.map_keys = tuple(spec.get("x-kubernetes-list-map-keys") or ())
     made.atomic = spec.get("x-kubernetes-map-type") == "atomic"
-    if "default" in spec:
-        made.checks["default"] = spec["default"]
+    for key in ("default", "description", "enum"):
+        if key in spec:
+            made.checks[key] = spec[key]
     rules = tuple(cel_rules.compile_rule(rule) for rule in spec.get("x-kubernetes-validations") or ())
     if rules:
         made.checks["rules"] = rules
