@@ -19,6 +19,9 @@ from purelb_sm.machines import ANNOUNCEMENT, fire
 Where = tuple[Address, str]
 """An address on an interface."""
 
+_PASSING = (AnnouncementState.ADDING, AnnouncementState.REMOVING)
+"""The kernel is being asked: a report that waits for its answer says more, and a second later would be the next."""
+
 
 @dataclass(slots=True)
 class Record:
@@ -48,7 +51,7 @@ class Ledger:
         self._seq = 0
 
     def on_move(self, callback: Callable[[], None]) -> None:
-        """`callback()` after each move from now on. It must not raise, wait or take long."""
+        """`callback()` after each move to a state that lasts. It must not raise, wait or take long."""
         self._on_move = callback
 
     def __iter__(self) -> Iterator[Record]:
@@ -95,7 +98,8 @@ class Ledger:
         self._moves.append(
             ReportedTransition(self._seq, now, address, interface, prefix_length, trigger, source, dest, record.reason)
         )
-        self._on_move()
+        if record.state not in _PASSING:
+            self._on_move()
         return record
 
     def _drop(self, where: Where) -> None:
