@@ -106,8 +106,12 @@ class TestWatch:
             assert await watch.next() is None
 
     async def test_a_version_from_the_future_is_refused(self, api: Api) -> None:
-        answer = await api.get(f"{SERVICES}?watch=1&resourceVersion=999999999")
+        answer = await api.get(f"{SERVICES}?resourceVersion=999999999")
         assert (answer.status, answer.body["reason"]) == (504, "Timeout")
+        async with api.watch(f"{SERVICES}?resourceVersion=999999999") as watch:
+            event = await watch.next()
+        assert event is not None
+        assert event["object"]["code"] == 504
 
     async def test_a_watcher_that_leaves_is_forgotten(self, server: ApiServer, api: Api) -> None:
         async with api.watch(SERVICES) as watch:

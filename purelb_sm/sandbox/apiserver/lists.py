@@ -199,16 +199,18 @@ class Watch:
     def start(self) -> bytes:
         """Listen from now on; returns the first lines. Raises StatusError where there can be no watch.
 
-        A version that is no longer kept is no such case: the answer is a watch, whose one event is the error.
+        A version that is no longer kept is no such case: the answer is a watch, whose one event is the error. Nor is
+        one from the future, which a client can only hold that knew another server under this address: a real server
+        would leave it waiting without a word, here it is told.
         """
         query, store = self._query, self._cluster.store
         if query.initial and query.match != "NotOlderThan":
             why = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"
             raise invalid("ListOptions", "meta.k8s.io", "", [forbidden("resourceVersionMatch", why)])
-        if query.rv is not None and query.rv > store.rv:
-            raise too_large(query.rv, store.rv)
         from_now = query.initial or not query.rv
         try:
+            if query.rv is not None and query.rv > store.rv:
+                raise too_large(query.rv, store.rv)
             self._watcher.start(None if from_now else query.rv)
         except StatusError as error:
             self._watcher.overrun = True
