@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from purelb_sm.sandbox.apiserver import ApiServer, StatusError
-from purelb_sm.sandbox.apiserver.operations import Operations, Request
+from purelb_sm.sandbox.apiserver.intake import Request
+from purelb_sm.sandbox.apiserver.operations import Operations
 from purelb_sm.sandbox.apiserver.patching import JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH
 from purelb_sm.sandbox.apiserver.selectors import parse_fields, parse_labels
 from tests.api.sandbox_client import JSON, service

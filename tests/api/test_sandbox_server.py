@@ -358,6 +358,15 @@ class TestRestart:
         assert kept["metadata"]["labels"] == {"i": "499"}
         again.close()
 
+    async def test_one_server_can_go_down_and_come_back_under_its_watchers(self) -> None:
+        server = ApiServer()
+        async with running(server) as api, api.watch(f"{SERVICES}?fieldSelector=metadata.name=a") as watch:
+            server.end_watches()
+            assert await watch.next() is None
+        async with running(server) as api, api.watch(f"{SERVICES}?fieldSelector=metadata.name=a") as watch:
+            await api.post(SERVICES, service("a"))
+            assert await watch.take(1) == [("ADDED", "a")]
+
     async def test_seeding_is_there_for_clients(self) -> None:
         server = ApiServer()
         for i in range(1000):

@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import structlog
-import yaml
 from aiohttp import web
 
-from purelb_sm.sandbox.apiserver import discovery, faults, lists, openapi, protobuf, reviews, tables
+from purelb_sm.sandbox.apiserver import discovery, faults, lists, openapi, reviews, streams, tables
+from purelb_sm.sandbox.apiserver.bodies import read_body, read_object
 from purelb_sm.sandbox.apiserver.cluster import Cluster
+from purelb_sm.sandbox.apiserver.intake import Request
 from purelb_sm.sandbox.apiserver.objects import JSON
-from purelb_sm.sandbox.apiserver.operations import Operations, Request
+from purelb_sm.sandbox.apiserver.operations import Operations
 from purelb_sm.sandbox.apiserver.registry import Resource
 from purelb_sm.sandbox.apiserver.status import StatusError, bad_request, method_not_allowed, not_found
 from purelb_sm.sandbox.apiserver.storage import Entry, encode
@@ -29,21 +29,10 @@ log = structlog.get_logger(__name__)
 
 _JSON = {"Content-Type": "application/json"}
 _HEALTH = ("/healthz", "/livez", "/readyz")
-_METHODS = {"GET": "get", "PUT": "update", "PATCH": "patch", "DELETE": "delete", "POST": "create"}
 
 
 class _NoPageError(Exception):
     """Nothing is served under this path: a plain 404, as from a server that never heard of it."""
-
-
-class _YamlLoader(yaml.SafeLoader):
-    """YAML as JSON has it: a date stays a string."""
-
-
-_YamlLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
 
 
 @dataclass(frozen=True)
@@ -192,14 +181,14 @@ class Frontend:
         request = self._request(http, target)
         operations = self._operations
         if http.method == "PUT":
-            entry, created = operations.update(request, await _object(http))
+            entry, created = operations.update(request, await read_object(http))
             return self._answer(http, request, entry, 201 if created else 200)
         if http.method == "PATCH":
             content_type = http.headers.get("Content-Type", "").split(";")[0].strip()
-            entry, created = operations.patch(request, content_type, await _body(http, content_type))
+            entry, created = operations.patch(request, content_type, await read_body(http, content_type))
             return self._answer(http, request, entry, 201 if created else 200)
         if http.method == "DELETE":
-            options = await _body(http) if http.can_read_body else {}
+            options = await read_body(http) if http.can_read_body else {}
             body, code = operations.delete(self._delete_options(request, options), options or {})
             return web.Response(body=body, status=code, headers=_JSON)
         raise method_not_allowed()
@@ -234,7 +223,7 @@ class Frontend:
     ) -> web.StreamResponse:
         resource = target.resource
         if http.method == "POST":
-            body = await _object(http)
+            body = await read_object(http)
             reviewed = reviews.review(resource.plural, body, self._tokens, user)
             if reviewed is not None:
                 return web.Response(body=encode(reviewed), status=201, headers=_JSON)
@@ -254,7 +243,7 @@ class Frontend:
         raise method_not_allowed()
 
     async def _delete_collection(self, http: web.Request, target: Target) -> web.Response:
-        options = (await _body(http) if http.can_read_body else {}) or {}
+        options = (await read_body(http) if http.can_read_body else {}) or {}
         query = self._query(http, target)
         listed = lists.list_objects(self._cluster, query)
         entries = lists.selected(self._cluster, query)
@@ -290,59 +279,7 @@ class Frontend:
 
     async def _watch(self, http: web.Request, target: Target, fault: faults.Fault | None) -> web.StreamResponse:
         watch = lists.Watch(self._cluster, self._query(http, target), self._bookmark_s)
-        try:
-            first = watch.start()
-            response = web.StreamResponse(headers=_JSON)
-            response.enable_chunked_encoding()
-            await response.prepare(http)
-            if fault is not None and fault.kind in ("hang", "abort", "truncate", "close"):
-                await self._spoilt(http, response, fault, watch, first)
-                return response
-            if first:
-                await response.write(first)
-            async for batch in watch.batches(self.ending):
-                await response.write(batch)
-            await response.write_eof()
-        finally:
-            watch.stop()
-        return response
-
-    async def _spoilt(
-        self, http: web.Request, response: web.StreamResponse, fault: faults.Fault, watch: lists.Watch, first: bytes
-    ) -> None:
-        """A watch that goes wrong after its first `fault.after` events."""
-        left = fault.after
-        if left == 0 and await self._spoil(http, response, fault, b""):
-            return
-        lines = first.splitlines(keepends=True)
-        batches = watch.batches(self.ending)
-        while True:
-            for each in lines:
-                if left == 0 and await self._spoil(http, response, fault, each):
-                    return
-                await response.write(each)
-                left -= 1
-            lines = (await anext(batches, b"")).splitlines(keepends=True)
-            if not lines:
-                await response.write_eof()
-                return
-
-    @staticmethod
-    async def _spoil(http: web.Request, response: web.StreamResponse, fault: faults.Fault, next_line: bytes) -> bool:
-        """Let a watch go wrong now; False where it has to go on for that."""
-        match fault.kind:
-            case "hang":
-                await asyncio.Event().wait()
-            case "truncate":
-                if not next_line:
-                    return False
-                await response.write(next_line[: len(next_line) // 2])
-                await response.write_eof()
-            case "abort":
-                faults.abort(http)
-            case "close":
-                await response.write_eof()
-        return True
+        return await streams.send(http, watch, fault, self.ending)
 
     # --- for tests only ----------------------------------------------------------------------------------------
 
@@ -355,7 +292,7 @@ class Frontend:
             case "GET", "/sandbox/faults":
                 answer = self._faults.shown()
             case "POST", "/sandbox/faults":
-                answer = self._faults.add(faults.parse(await _body(request))).shown()
+                answer = self._faults.add(faults.parse(await read_body(request))).shown()
             case "DELETE", "/sandbox/faults":
                 if request.query.get("number", "").isdigit():
                     self._faults.remove(int(request.query["number"]))
@@ -379,32 +316,3 @@ def _from_loopback(request: web.Request) -> bool:
 
 def _wants_table(http: web.Request) -> bool:
     return "as=Table" in http.headers.get("Accept", "")
-
-
-async def _body(http: web.Request, content_type: str = "") -> Any:
-    """The decoded body, JSON or YAML; raises 400, or 415 for an encoding that is not spoken here."""
-    raw = await http.read()
-    content_type = content_type or http.headers.get("Content-Type", "").split(";")[0]
-    if not raw:
-        return {}
-    if content_type == protobuf.CONTENT_TYPE:
-        try:
-            return protobuf.decode(raw)
-        except protobuf.ProtobufError as error:
-            raise bad_request(str(error)) from error
-    try:
-        return msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        if "yaml" not in content_type:
-            raise bad_request(f"the body could not be read as JSON: {error}") from error
-    try:
-        return yaml.load(raw, _YamlLoader)  # noqa: S506 (a SafeLoader, less the dates)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise bad_request(f"error decoding YAML: {error}") from error
-
-
-async def _object(http: web.Request) -> JSON:
-    body = await _body(http)
-    if not isinstance(body, dict):
-        raise bad_request("the object provided is unrecognized (must be of type object)")
-    return body

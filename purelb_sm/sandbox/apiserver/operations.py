@@ -7,16 +7,15 @@ store. All of it is synchronous, so nothing comes in between. Knows nothing of H
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
 from typing import Any
 
 from purelb_sm.sandbox.apiserver import ownership, patching
-from purelb_sm.sandbox.apiserver.builtin import DecodeError, Reader, metadata_schema, tidy
+from purelb_sm.sandbox.apiserver.builtin import DecodeError
 from purelb_sm.sandbox.apiserver.cluster import Cluster
 from purelb_sm.sandbox.apiserver.custom import CustomStrategy
+from purelb_sm.sandbox.apiserver.intake import Request, accept, finish, metadata, read
 from purelb_sm.sandbox.apiserver.objects import JSON, generated, new_uid, now
 from purelb_sm.sandbox.apiserver.registry import Resource
-from purelb_sm.sandbox.apiserver.schema import prune, unknown_fields
 from purelb_sm.sandbox.apiserver.status import (
     FieldError,
     StatusError,
@@ -31,27 +30,8 @@ from purelb_sm.sandbox.apiserver.status import (
     terminating,
     unsupported_media_type,
 )
-from purelb_sm.sandbox.apiserver.storage import Entry, Key, encode
+from purelb_sm.sandbox.apiserver.storage import Entry, encode
 from purelb_sm.sandbox.apiserver.strategy import Strategy, check_metadata, check_metadata_update
-
-
-@dataclass
-class Request:
-    """What a write needs to know beside the object: where, by whom, how strict, for show or for real."""
-
-    resource: Resource
-    namespace: str = ""
-    name: str = ""
-    subresource: str = ""
-    manager: str = "unknown"
-    field_validation: str = "Warn"
-    dry_run: bool = False
-    force: bool = False
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def key(self) -> Key:
-        return (self.namespace, self.name)
 
 
 class Operations:
@@ -74,8 +54,8 @@ class Operations:
 
     def create(self, request: Request, body: JSON) -> Entry:
         resource, strategy = request.resource, self.cluster.strategy(request.resource)
-        self._accept(request, body)
-        meta = self._metadata(body)
+        accept(request, body)
+        meta = metadata(body)
         self._place(request, meta)
         for key in ("uid", "resourceVersion", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"):
             if key == "resourceVersion" and meta.get(key) not in (None, "", "0"):
@@ -97,7 +77,7 @@ class Operations:
         return self._create(request, body)
 
     def _create(self, request: Request, body: JSON) -> Entry:
-        self._finish(request.resource, body)
+        finish(request.resource, body)
         stored = self.cluster.to_storage(request.resource, body)
         if request.dry_run:
             return Entry(request.key, 0, encode(stored), stored)
@@ -132,8 +112,8 @@ class Operations:
     def update(self, request: Request, body: JSON) -> tuple[Entry, bool]:
         """PUT; returns the stored entry and whether it was created."""
         resource, strategy = request.resource, self.cluster.strategy(request.resource)
-        self._accept(request, body)
-        meta = self._metadata(body)
+        accept(request, body)
+        meta = metadata(body)
         name = meta.setdefault("name", request.name)
         if name != request.name:
             raise bad_request(f"the name of the object ({name}) does not match the name on the URL ({request.name})")
@@ -177,7 +157,7 @@ class Operations:
         else:
             raise unsupported_media_type("415: Unsupported Media Type", {})
         try:
-            self._read(request, patched, self.cluster.view(resource, entry))
+            read(request, patched, self.cluster.view(resource, entry))
         except DecodeError as error:
             raise _unreadable_patch(patched, error) from error
         return self._write(request, strategy, entry, patched), False
@@ -193,7 +173,7 @@ class Operations:
         """The common end of update and patch: everything from defaults to the store."""
         resource = request.resource
         old = self.cluster.view(resource, entry)
-        meta, old_meta = self._metadata(body), old["metadata"]
+        meta, old_meta = metadata(body), old["metadata"]
         sent = meta.get("resourceVersion")
         if sent and sent != old_meta["resourceVersion"]:
             raise conflict(resource.plural, resource.group, request.name)
@@ -215,7 +195,7 @@ class Operations:
             # Complete already: it was read, and the rest is as it was.
             self._refuse(request, strategy.validate_status(body, old))
         else:
-            self._finish(resource, body, old)
+            finish(resource, body, old)
             self._refuse(request, strategy.validate(body, old))
         if strategy.generation and strategy.changed(body, old):
             meta["generation"] = old_meta.get("generation", 1) + 1
@@ -261,8 +241,8 @@ class Operations:
             raise invalid("PatchOptions", "meta.k8s.io", "", [error])
         if not isinstance(patch, dict):
             raise bad_request("error decoding YAML: the apply patch is not an object")
-        self._accept(request, patch, complete=False)
-        meta = self._metadata(patch)
+        accept(request, patch, complete=False)
+        meta = metadata(patch)
         if meta.get("managedFields"):
             raise bad_request("metadata.managedFields must be nil")
         if meta.setdefault("name", request.name) != request.name:
@@ -281,7 +261,7 @@ class Operations:
 
     def _apply_new(self, request: Request, strategy: Strategy, applied: ownership.Applied) -> Entry:
         body = applied.result
-        meta = self._metadata(body)
+        meta = metadata(body)
         self._place(request, meta)
         meta.update(uid=new_uid(), creationTimestamp=now())
         if strategy.generation:
@@ -340,63 +320,10 @@ class Operations:
 
     # --- common ------------------------------------------------------------------------------------------------
 
-    def _accept(self, request: Request, body: JSON, *, complete: bool = True) -> None:
-        """`_read` for an object that was sent: 400 where it cannot be read."""
-        try:
-            self._read(request, body, None, complete=complete)
-        except DecodeError as error:
-            kind, version = request.resource.kind, request.resource.version
-            raise bad_request(f'{kind} in version "{version}" cannot be handled as a {kind}: {error}') from error
-
-    def _read(self, request: Request, body: JSON, old: JSON | None, *, complete: bool = True) -> None:
-        """Is it an object of this kind, and of known fields? Unknown ones are refused, warned of, or dropped.
-
-        An applied configuration is not `complete`: what it leaves out must not come in as an empty value.
-        """
-        resource = request.resource
-        version, kind = body.pop("apiVersion", resource.api_version), body.pop("kind", resource.kind)
-        if version != resource.api_version:
-            raise bad_request(
-                f"the API version in the data ({version}) does not match the expected API version "
-                f"({resource.api_version})"
-            )
-        if kind != resource.kind:
-            raise bad_request(f"{kind} in version {shown(version)} cannot be handled as a {resource.kind}")
-        meta = self._metadata(body)
-        reader = Reader(complete)
-        if not resource.custom:
-            reader.read(resource.schema, body, old)
-        else:
-            reader.read(metadata_schema(), meta, None if old is None else old["metadata"], "metadata")
-            reader.unknown += unknown_fields(resource.schema, body)
-            prune(resource.schema, body)
-        self._report_unknown(request, reader.unknown)
-
-    @staticmethod
-    def _report_unknown(request: Request, unknown: list[str]) -> None:
-        resource = request.resource
-        if not unknown or request.field_validation == "Ignore":
-            return
-        if request.field_validation == "Strict":
-            reasons = ", ".join(f'unknown field "{path}"' for path in unknown)
-            raise bad_request(
-                f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: '
-                f"strict decoding error: {reasons}"
-            )
-        request.warnings += [f'unknown field "{path}"' for path in unknown]
-
     def _defaults(self, request: Request, strategy: Strategy, body: JSON) -> None:
         strategy.defaults(body)
         if isinstance(strategy, CustomStrategy):
             request.warnings += strategy.drain_warnings()
-
-    @staticmethod
-    def _finish(resource: Resource, body: JSON, old: JSON | None = None) -> None:
-        """Empty values as the kind prints them."""
-        if resource.custom:
-            tidy(metadata_schema(), body["metadata"])
-        else:
-            tidy(resource.schema, body, old)
 
     def _refuse(self, request: Request, errors: list[FieldError]) -> None:
         strategy = self.cluster.strategy(request.resource)
@@ -404,15 +331,6 @@ class Operations:
             request.warnings += strategy.drain_warnings()
         if errors:
             raise invalid(request.resource.kind, request.resource.group, request.name, errors)
-
-    @staticmethod
-    def _metadata(body: JSON) -> JSON:
-        meta = body.get("metadata")
-        if meta is None:
-            meta = body["metadata"] = {}
-        if not isinstance(meta, dict):
-            raise bad_request("metadata is not an object")
-        return meta
 
 
 def _doubled(errors: list[FieldError]) -> bool:

@@ -22,9 +22,10 @@ from aiohttp import web
 from purelb_sm.sandbox.apiserver import faults, reviews
 from purelb_sm.sandbox.apiserver.cluster import Cluster
 from purelb_sm.sandbox.apiserver.frontend import Frontend
+from purelb_sm.sandbox.apiserver.intake import Request
 from purelb_sm.sandbox.apiserver.journal import Journal
 from purelb_sm.sandbox.apiserver.objects import JSON
-from purelb_sm.sandbox.apiserver.operations import Operations, Request
+from purelb_sm.sandbox.apiserver.operations import Operations
 from purelb_sm.sandbox.apiserver.patching import APPLY_PATCH
 from purelb_sm.sandbox.apiserver.registry import Resource
 from purelb_sm.sandbox.apiserver.storage import Entry, Store
@@ -72,8 +73,13 @@ class ApiServer:
         """An aiohttp application with the whole API."""
         app = web.Application(client_max_size=_MAX_BODY)
         app.router.add_route("*", "/{tail:.*}", self._frontend.handle)
+        app.on_startup.append(self._begin)
         app.on_shutdown.append(self._end_watches)
         return app
+
+    async def _begin(self, _: web.Application) -> None:
+        # The same server may be served again after it went down.
+        self._frontend.ending.clear()
 
     async def _end_watches(self, _: web.Application) -> None:
         self.end_watches()
