@@ -127,15 +127,24 @@ def service(name: str, **spec: Any) -> JSON:
     }
 
 
-async def started(*arguments: str | Path, descriptors: Sequence[int] = ()) -> tuple[asyncio.subprocess.Process, str]:
-    """The server as a process of its own, and its URL, when it says that it is ready."""
+@asynccontextmanager
+async def started(
+    *arguments: str | Path, descriptors: Sequence[int] = ()
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, Api]]:
+    """The server as a process of its own, when it says that it is ready; it ends with the block, if not before."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "purelb_sm.sandbox.apiserver", *map(str, arguments)),
         stdout=asyncio.subprocess.PIPE,
         pass_fds=descriptors,
     )
-    assert process.stdout is not None
-    async with asyncio.timeout(DEADLINE_S):
-        line = await process.stdout.readline()
-    return process, json.loads(line)["url"]
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(DEADLINE_S):
+            line = await process.stdout.readline()
+        async with aiohttp.ClientSession() as session:
+            yield process, Api(session, json.loads(line)["url"])
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()

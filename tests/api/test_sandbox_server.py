@@ -290,24 +290,19 @@ class TestNamespaces:
 
 class TestRestart:
     async def test_objects_survive_kill_9_and_old_versions_do_not(self, tmp_path: Path) -> None:
-        process, url = await started("--data", tmp_path)
-        async with aiohttp.ClientSession() as session:
-            api = Api(session, url)
+        async with started("--data", tmp_path) as (process, api):
             for i in range(20):
                 await api.post(SERVICES, service(f"s{i}"))
             await api.delete(f"{SERVICES}/s3")
-            last = await api.merge(
-                f"{SERVICES}/s4/status", {"status": {"loadBalancer": {"ingress": [{"ip": "10.0.0.4"}]}}}
-            )
+            status = {"loadBalancer": {"ingress": [{"ip": "10.0.0.4"}]}}
+            last = await api.merge(f"{SERVICES}/s4/status", {"status": status})
             process.send_signal(signal.SIGKILL)
             await process.wait()
-            process, url = await started("--data", tmp_path)
-            api = Api(session, url)
+        async with started("--data", tmp_path) as (process, api):
             listed = await api.get(SERVICES)
             assert len(listed.names) == 20
             assert "s3" not in listed.names
-            again = await api.get(f"{SERVICES}/s4")
-            assert again.body == last.body
+            assert (await api.get(f"{SERVICES}/s4")).body == last.body
             assert int(listed.rv) > int(last.rv)
             async with api.watch(f"{SERVICES}?resourceVersion={last.rv}") as watch:
                 event = await watch.next()
@@ -316,8 +311,8 @@ class TestRestart:
             made = await api.post(SERVICES, service("new"))
             assert int(made.rv) > int(listed.rv)
             assert made.body["spec"]["clusterIP"] not in {i["spec"]["clusterIP"] for i in listed.body["items"]}
-        process.terminate()
-        assert await process.wait() == 0
+            process.terminate()
+            assert await process.wait() == 0
 
     def test_a_torn_last_line_costs_only_the_write_that_was_never_answered(self, tmp_path: Path) -> None:
         server = ApiServer(tmp_path)
@@ -428,9 +423,7 @@ class TestFaults:
                     await watch.next()
 
     async def test_faults_can_be_injected_into_another_process(self) -> None:
-        process, url = await started()
-        async with aiohttp.ClientSession() as session:
-            api = Api(session, url)
+        async with started() as (_, api):
             added = await api.post("/sandbox/faults", {"kind": "error", "path": "/services", "times": 1})
             assert added.body["number"] > 0
             assert (await api.get(SERVICES)).status == 500
@@ -440,8 +433,6 @@ class TestFaults:
             assert (await api.get(SERVICES)).status == 200
             assert (await api.post("/sandbox/faults", {"kind": "odd"})).status == 400
             assert (await api.post("/sandbox/faults", {"kind": "error", "when": "now"})).status == 400
-        process.terminate()
-        await process.wait()
 
 
 class TestAccess:
@@ -465,17 +456,14 @@ class TestAccess:
                     assert (await api.get("/livez")).body == "ok"
 
     async def test_a_process_takes_over_sockets_and_writes_a_kubeconfig(self, tmp_path: Path) -> None:
+        where = tmp_path / "config"
         with socket.create_server(("127.0.0.1", 0)) as opened:
-            where = tmp_path / "config"
-            process, url = await started(
-                "--fd", str(opened.fileno()), "--kubeconfig-out", where, descriptors=[opened.fileno()]
-            )
-            async with aiohttp.ClientSession() as session:
-                assert (await Api(session, url).get("/readyz")).body == "ok"
-            assert url in where.read_text()
-            assert url.endswith(f":{opened.getsockname()[1]}")
-        process.terminate()
-        assert await process.wait() == 0
+            number = opened.fileno()
+            arguments = ("--fd", str(number), "--kubeconfig-out", where)
+            async with started(*arguments, descriptors=[number]) as (_, api):
+                assert (await api.get("/readyz")).body == "ok"
+                assert api.url.endswith(f":{opened.getsockname()[1]}")
+                assert api.url in where.read_text()
 
     def test_a_kubeconfig_is_readable_by_its_owner_only(self, tmp_path: Path) -> None:
         write_kubeconfig(tmp_path / "k" / "config", "http://127.0.0.1:1", "secret")
