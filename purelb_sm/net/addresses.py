@@ -20,7 +20,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import structlog
 
-from purelb_sm.net import links
+from purelb_sm.net import links, pyroute
 from purelb_sm.net import rtnetlink as nl
 from purelb_sm.net.errors import ForeignAddress, InterfaceMissing, NetError, from_errno
 from purelb_sm.net.model import Held, IPAddress, Wanted
@@ -130,25 +130,32 @@ class _Work:
 
 
 class AddressTable:
-    """The table with our mark on it. Not thread safe: one thread at a time."""
+    """The table with our mark on it. For the one thread that made `link_sock`."""
 
-    def __init__(self, sock: nl.RtnlSocket, ownership: Ownership) -> None:
+    def __init__(self, sock: nl.RtnlSocket, link_sock: pyroute.Socket, ownership: Ownership) -> None:
         self._sock = sock
+        self._link_sock = link_sock
         self._ownership = ownership
         self._promoting: set[int] = set()
 
     def all(self) -> list[Held]:
         """All addresses of all interfaces, ours and foreign."""
-        names: dict[int, str | None] = {}
-        return [held for entry in entries(self._sock) if (held := self._held(entry, names)) is not None]
+        return self._named(entries(self._sock))
 
     def held(self) -> list[Held]:
         """Our addresses."""
-        return [one for one in self.all() if one.mine]
+        # Only the interfaces of those are asked for: a node has one for each pod, and each costs a question.
+        may_be_mine = self._ownership.may_be_mine
+        found = [one for one in entries(self._sock) if may_be_mine(one.address, one.prefix_length, one.protocol)]
+        return [one for one in self._named(found) if one.mine]
+
+    def _named(self, found: Iterable[Entry]) -> list[Held]:
+        names: dict[int, str | None] = {}
+        return [held for entry in found if (held := self._held(entry, names)) is not None]
 
     def _held(self, entry: Entry, names: dict[int, str | None]) -> Held | None:
         if entry.index not in names:
-            names[entry.index] = links.name_of(self._sock, entry.index)
+            names[entry.index] = links.name_of(self._link_sock, entry.index)
         name = names[entry.index]
         if name is None:  # The interface went away after the dump, and its addresses with it.
             return None
@@ -171,7 +178,7 @@ class AddressTable:
         another is never on neither."""
         named: list[Wanted | Held] = [*add, *remove]
         work = _Work({one.address: None for one in named})
-        indexes = {name: links.index_of(self._sock, name) for name in {one.interface for one in named}}
+        indexes = {name: links.index_of(self._link_sock, name) for name in {one.interface for one in named}}
         table: dict[tuple[int, IPAddress], list[Entry]] = defaultdict(list)
         for entry in entries(self._sock):
             table[entry.index, entry.address].append(entry)
@@ -239,9 +246,8 @@ class AddressTable:
             return
         for index in set(indexes) - self._promoting:
             try:
-                if not links.promotes_secondaries(self._sock, index):
-                    links.promote_secondaries(self._sock, index, True)
-                    log.info("promote_secondaries switched on", interface=links.name_of(self._sock, index))
+                if links.promote_secondaries(self._link_sock, index):
+                    log.info("promote_secondaries switched on", interface=links.name_of(self._link_sock, index))
             except NetError as failed:
                 # Worth a word, not worth refusing the address: it matters only when ours is the subnet's first.
                 log.warning("promote_secondaries not switched on", index=index, error=str(failed))

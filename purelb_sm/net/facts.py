@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from ipaddress import ip_network
 
-from purelb_sm.net import addresses, links
+from purelb_sm.net import addresses, links, pyroute
 from purelb_sm.net import rtnetlink as nl
 from purelb_sm.net.model import IPNetwork
 from purelb_sm.net.ownership import Ownership
@@ -19,9 +19,11 @@ from purelb_sm.net.ownership import Ownership
 _UNUSABLE = addresses.IFA_F_DEPRECATED | addresses.IFA_F_DADFAILED
 
 
-def subnets(sock: nl.RtnlSocket, ownership: Ownership, interfaces: Collection[str]) -> dict[str, tuple[IPNetwork, ...]]:
+def subnets(
+    sock: nl.RtnlSocket, link_sock: pyroute.Socket, ownership: Ownership, interfaces: Collection[str]
+) -> dict[str, tuple[IPNetwork, ...]]:
     """The subnets of each named interface, IPv4 first, in numeric order. See above for which addresses count."""
-    by_index = {index: name for name in interfaces if (index := links.index_of(sock, name)) is not None}
+    by_index = {index: name for name in interfaces if (index := links.index_of(link_sock, name)) is not None}
     found: dict[str, set[IPNetwork]] = {name: set() for name in interfaces}
     for entry in addresses.entries(sock):
         name = by_index.get(entry.index)

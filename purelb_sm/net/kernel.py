@@ -10,6 +10,7 @@ import asyncio
 import socket
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ from typing import Self, TypeVar
 
 import structlog
 
-from purelb_sm.net import addresses, facts, links, neighbours
+from purelb_sm.net import addresses, facts, links, neighbours, pyroute
 from purelb_sm.net import rtnetlink as nl
 from purelb_sm.net.errors import NetError, from_errno
 from purelb_sm.net.model import Change, Family, Held, Interface, IPAddress, IPNetwork, Wanted
@@ -77,13 +78,13 @@ class Kernel:
         return "kernel" if isinstance(self._ownership, KernelMark) else "journal"
 
     async def interfaces(self) -> list[Interface]:
-        return await self._in_thread(lambda: links.interfaces(self._sock))
+        return await self._in_thread(lambda: links.interfaces(self._link_sock))
 
     async def default_interface(self, family: Family) -> str | None:
-        return await self._in_thread(lambda: self._default_interface(family))
+        return await self._in_thread(lambda: links.default_interface(self._link_sock, family))
 
     async def subnets(self, interfaces: Collection[str]) -> dict[str, tuple[IPNetwork, ...]]:
-        return await self._in_thread(lambda: facts.subnets(self._sock, self._ownership, interfaces))
+        return await self._in_thread(lambda: facts.subnets(self._sock, self._link_sock, self._ownership, interfaces))
 
     async def held(self) -> list[Held]:
         return await self._in_thread(self._table.held)
@@ -95,7 +96,7 @@ class Kernel:
         return await self._in_thread(lambda: self._table.apply(add, remove))
 
     async def ensure_dummy(self, name: str) -> str:
-        return await self._in_thread(lambda: links.ensure_dummy(self._sock, name))
+        return await self._in_thread(lambda: links.ensure_dummy(self._link_sock, name))
 
     async def announce(
         self,
@@ -118,50 +119,42 @@ class Kernel:
         )
 
     async def changes(self) -> AsyncGenerator[Change, None]:
-        monitor = Monitor(self._open_socket)
-        try:
+        async with Monitor(self._open_socket) as monitor:
             while True:
                 yield await monitor.next_change()
-        finally:
-            monitor.close()
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         assert self._thread is not None, "the kernel is used as a context manager"
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     def _open(self) -> None:
-        self._sock = nl.RtnlSocket(self._open_socket)
-        try:
+        with ExitStack() as opened:
+            self._sock = opened.enter_context(closing(nl.RtnlSocket(self._open_socket)))
+            self._link_sock = opened.enter_context(closing(pyroute.Socket(self._open_socket)))
+            self._sender = opened.enter_context(closing(neighbours.FrameSender(self._open_socket)))
             self._ownership = self._find_ownership()
-            self._table = addresses.AddressTable(self._sock, self._ownership)
-            self._sender = neighbours.FrameSender(self._open_socket)
-        except BaseException:
-            self._sock.close()
-            raise
+            self._table = addresses.AddressTable(self._sock, self._link_sock, self._ownership)
+            # From here on they are open until we are left.
+            self._opened = opened.pop_all()
 
     def _find_ownership(self) -> Ownership:
-        if not self._use_journal and keeps_marks(self._sock, self._protocol):
+        if not self._use_journal and keeps_marks(self._sock, self._link_sock, self._protocol):
             return KernelMark(self._protocol)
         journal = open_journal(self._sock, self._journal_directory)
-        table = addresses.AddressTable(self._sock, journal)
+        table = addresses.AddressTable(self._sock, self._link_sock, journal)
         journal.keep_only((one.interface, one.address, one.prefix_length) for one in table.held())
         log.info("address journal in use", path=str(journal.path), forced=self._use_journal)
         return journal
 
     def _close(self) -> None:
-        self._sender.close()
-        self._sock.close()
-
-    def _default_interface(self, family: Family) -> str | None:
-        index = links.default_interface_index(self._sock, family)
-        return None if index is None else links.name_of(self._sock, index)
+        self._opened.close()
 
 
-def keeps_marks(sock: nl.RtnlSocket, protocol: int) -> bool:
+def keeps_marks(sock: nl.RtnlSocket, link_sock: pyroute.Socket, protocol: int) -> bool:
     """Whether the kernel keeps an address's protocol number: seen on any address that is there, else tried out."""
     if any(entry.protocol for entry in addresses.entries(sock)):
         return True
-    loopback = links.index_of(sock, "lo")
+    loopback = links.index_of(link_sock, "lo")
     if loopback is None:
         return False
     # The lifetime removes it even if we are killed here.

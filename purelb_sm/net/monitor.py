@@ -9,24 +9,20 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-import struct
+from types import TracebackType
+from typing import Self
 
 import structlog
 
-from purelb_sm.net import links
-from purelb_sm.net import rtnetlink as nl
+from purelb_sm.net import pyroute
+from purelb_sm.net.errors import KernelRefused, NetError
 from purelb_sm.net.model import Change
+from purelb_sm.net.rtnetlink import OpenSocket
 
 log = structlog.get_logger(__name__)
 
-_RTMGRP_LINK, _RTMGRP_IPV4_IFADDR, _RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40
-_RTMGRP_IPV6_IFADDR, _RTMGRP_IPV6_ROUTE = 0x100, 0x400
-_GROUPS = _RTMGRP_LINK | _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV6_ROUTE
-
 # Room for the notices of about 8,000 addresses; a burst that is larger is told as one `resync`.
 _RECEIVE_BUFFER = 8 << 20
-# Datagrams read before the loop gets its turn again.
-_READS_PER_TURN = 64
 RESYNC = Change("resync", None)
 
 
@@ -37,65 +33,91 @@ class PendingChanges:
         self._waiting: dict[Change, None] = {RESYNC: None}
         self._ready = asyncio.Event()
         self._ready.set()
+        self._broken: BaseException | None = None
 
     def tell(self, change: Change) -> None:
         self._waiting[change] = None
         self._ready.set()
 
+    def end(self, broken: BaseException) -> None:
+        """No more will be told: who takes gets this error, once there is nothing left to take."""
+        self._broken = broken
+        self._ready.set()
+
     async def take(self) -> Change:
         """The oldest; waits for one."""
         await self._ready.wait()
+        if not self._waiting and self._broken is not None:
+            raise self._broken
         change = next(iter(self._waiting))
         del self._waiting[change]
-        if not self._waiting:
+        if not self._waiting and self._broken is None:
             self._ready.clear()
         return change
 
 
 class Monitor:
-    """One subscriber to the notices of one network namespace. Call `close` when done."""
+    """One subscriber to the notices of one network namespace; an asynchronous context manager."""
 
-    def __init__(self, open_socket: nl.OpenSocket = socket.socket) -> None:
+    def __init__(self, open_socket: OpenSocket = socket.socket) -> None:
+        self._open_socket = open_socket
         self._pending = PendingChanges()
-        self._socket = open_socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        self._socket.setblocking(False)
-        nl.enlarge_receive_buffer(self._socket, _RECEIVE_BUFFER)
-        self._socket.bind((0, _GROUPS))
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._socket, self._read)
 
-    def close(self) -> None:
-        self._loop.remove_reader(self._socket)
-        self._socket.close()
+    async def __aenter__(self) -> Self:
+        self._notices = self._subscribe()
+        self._listening = asyncio.create_task(self._listen(), name="kernel-notices")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._listening.cancel()
+        try:
+            await asyncio.gather(self._listening, return_exceptions=True)
+        finally:
+            self._notices.close()
 
     async def next_change(self) -> Change:
-        """The next change since the monitor was opened."""
+        """The next change since the monitor was entered. Raises what broke the way to the kernel, if that did."""
         return await self._pending.take()
 
-    def _read(self) -> None:
-        for _ in range(_READS_PER_TURN):
-            try:
-                data = self._socket.recv(1 << 17)
-            except BlockingIOError:
-                return
-            except OSError as failed:
-                if failed.errno != errno.ENOBUFS:
-                    raise
+    def _subscribe(self) -> pyroute.Notices:
+        return pyroute.Notices(self._open_socket, _RECEIVE_BUFFER)
+
+    async def _listen(self) -> None:
+        try:
+            while True:
+                await self._tell_until_lost()
                 log.warning("kernel notices lost, looking at everything again")
+                fresh = self._subscribe()
+                self._notices.close()
+                self._notices = fresh
+                # Not before: what happens between a look and a subscription would be told by nobody.
                 self._pending.tell(RESYNC)
-                continue
-            for kind, _flags, _sequence, body in nl.split(data):
-                change = change_of(kind, body)
-                if change is not None:
-                    self._pending.tell(change)
+        except (NetError, OSError) as broken:
+            self._pending.end(broken)
+
+    async def _tell_until_lost(self) -> None:
+        try:
+            while True:
+                for notice in await self._notices.next():
+                    change = change_of(notice)
+                    if change is not None:
+                        self._pending.tell(change)
+                # In a burst the next ones are there already, and nobody else would get a turn.
+                await asyncio.sleep(0)
+        except KernelRefused as refused:
+            if refused.errno != errno.ENOBUFS:
+                raise
 
 
-def change_of(kind: int, body: bytes) -> Change | None:
+def change_of(notice: pyroute.Message) -> Change | None:
     """What a notice means to us; None for the routes of pods and other things that are not our business."""
-    if kind in (nl.RTM_NEWLINK, nl.RTM_DELLINK):
-        return Change("link", struct.unpack_from("=i", body, 4)[0])
-    if kind in (nl.RTM_NEWADDR, nl.RTM_DELADDR):
-        return Change("address", struct.unpack_from("=I", body, 4)[0])
-    if kind in (nl.RTM_NEWROUTE, nl.RTM_DELROUTE) and links.is_default_route(body):
-        return Change("default_route", None)
+    match notice["event"]:
+        case "RTM_NEWLINK" | "RTM_DELLINK":
+            return Change("link", notice["index"])
+        case "RTM_NEWADDR" | "RTM_DELADDR":
+            return Change("address", notice["index"])
+        case "RTM_NEWROUTE" | "RTM_DELROUTE" if notice["dst_len"] == 0:
+            return Change("default_route", None)
     return None

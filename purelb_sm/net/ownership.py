@@ -42,6 +42,10 @@ class Ownership(Protocol):
 
     def is_mine(self, key: Key, protocol: int) -> bool: ...
 
+    def may_be_mine(self, address: IPAddress, prefix_length: int, protocol: int) -> bool:
+        """Whether it is mine on some interface: what can be said before one knows on which it is."""
+        ...
+
     def intend(self, keys: Iterable[Key]) -> None:
         """Called before the addresses are added."""
         ...
@@ -63,6 +67,9 @@ class KernelMark:
     def is_mine(self, key: Key, protocol: int) -> bool:
         return protocol == self.protocol
 
+    def may_be_mine(self, address: IPAddress, prefix_length: int, protocol: int) -> bool:
+        return protocol == self.protocol
+
     def intend(self, keys: Iterable[Key]) -> None:
         """Nothing to note: the mark comes with the address."""
 
@@ -81,13 +88,16 @@ class Journal:
     def __init__(self, path: Path, boot: str) -> None:
         self.path = path
         self._boot = boot
-        self._keys = self._read()
+        self._keep(self._read())
 
     def attributes(self) -> bytes:
         return b""
 
     def is_mine(self, key: Key, protocol: int) -> bool:
         return key in self._keys
+
+    def may_be_mine(self, address: IPAddress, prefix_length: int, protocol: int) -> bool:
+        return (address, prefix_length) in self._anywhere
 
     def intend(self, keys: Iterable[Key]) -> None:
         self._change(self._keys | set(keys))
@@ -103,7 +113,11 @@ class Journal:
         if keys == self._keys:
             return
         self._write(keys)
+        self._keep(keys)
+
+    def _keep(self, keys: set[Key]) -> None:
         self._keys = keys
+        self._anywhere = {(address, length) for _interface, address, length in keys}
 
     def _read(self) -> set[Key]:
         try:

@@ -27,7 +27,6 @@ from purelb_sm.net import (
     KernelRefused,
     NetError,
     Wanted,
-    links,
     monitor,
 )
 from purelb_sm.net import rtnetlink as nl
@@ -287,10 +286,9 @@ async def test_notices_that_were_lost_are_told_as_resync(
     async with asyncio.timeout(30), aclosing(kernel.changes()) as changes:
         assert (await anext(changes)).kind == "resync"
         wanted = [Wanted(IPv4Address("10.0.0.0") + k, 32, "kube-lb0") for k in range(300)]
+        index = next(link.index for link in await kernel.interfaces() if link.name == "kube-lb0")
         # Straight into the kernel, without giving the loop a turn to read what it tells.
         sock = nl.RtnlSocket(namespace.socket_opener(name))
-        index = links.index_of(sock, "kube-lb0")
-        assert index is not None
         sock.transact([add_request(one, index, b"", renew=False) for one in wanted])
         sock.close()
         async for change in changes:

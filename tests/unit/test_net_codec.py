@@ -122,24 +122,20 @@ def test_no_bytes_make_the_codec_hang_or_fail(data: bytes) -> None:
     client.parse(data, 0.0)
 
 
-def route(dst_len: int) -> bytes:
-    return struct.pack("=BBBBBBBBI", socket.AF_INET, dst_len, 0, 0, 254, 3, 0, 1, 0)
-
-
 @pytest.mark.parametrize(
-    ("kind", "body", "change"),
+    ("notice", "change"),
     [
-        (nl.RTM_NEWLINK, struct.pack("=BxHiII", 0, 1, 7, 0, 0), Change("link", 7)),
-        (nl.RTM_DELLINK, struct.pack("=BxHiII", 0, 1, 7, 0, 0), Change("link", 7)),
-        (nl.RTM_DELADDR, struct.pack("=BBBBI", socket.AF_INET6, 64, 0, 0, 9), Change("address", 9)),
-        (nl.RTM_NEWROUTE, route(0), Change("default_route", None)),
-        (nl.RTM_DELROUTE, route(0), Change("default_route", None)),
-        (nl.RTM_NEWROUTE, route(32), None),
-        (28, bytes(12), None),
+        ({"event": "RTM_NEWLINK", "index": 7}, Change("link", 7)),
+        ({"event": "RTM_DELLINK", "index": 7}, Change("link", 7)),
+        ({"event": "RTM_DELADDR", "index": 9}, Change("address", 9)),
+        ({"event": "RTM_NEWROUTE", "dst_len": 0}, Change("default_route", None)),
+        ({"event": "RTM_DELROUTE", "dst_len": 0}, Change("default_route", None)),
+        ({"event": "RTM_NEWROUTE", "dst_len": 32}, None),
+        ({"event": "RTM_NEWNEIGH", "ifindex": 7}, None),
     ],
 )
-def test_only_what_may_matter_to_an_announcer_is_told(kind: int, body: bytes, change: Change | None) -> None:
-    assert monitor.change_of(kind, body) == change
+def test_only_what_may_matter_to_an_announcer_is_told(notice: dict[str, object], change: Change | None) -> None:
+    assert monitor.change_of(notice) == change
 
 
 async def test_equal_changes_that_wait_are_merged_and_the_order_is_kept() -> None:

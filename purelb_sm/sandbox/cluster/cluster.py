@@ -7,14 +7,14 @@ import atexit
 import secrets
 import signal
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import structlog
 
-from purelb_sm.net import Held, Interface, IPAddress, IPNetwork, links
+from purelb_sm.net import Held, Interface, IPAddress, IPNetwork, links, pyroute
 from purelb_sm.net import rtnetlink as nl
 from purelb_sm.net.addresses import AddressTable
 from purelb_sm.net.ownership import KernelMark
@@ -340,16 +340,10 @@ def _forget_configuration() -> None:
 
 
 def _read_addresses() -> list[Held]:
-    sock = nl.RtnlSocket()
-    try:
-        return AddressTable(sock, KernelMark()).all()
-    finally:
-        sock.close()
+    with closing(nl.RtnlSocket()) as sock, closing(pyroute.Socket()) as link_sock:
+        return AddressTable(sock, link_sock, KernelMark()).all()
 
 
 def _read_interfaces() -> list[Interface]:
-    sock = nl.RtnlSocket()
-    try:
+    with closing(pyroute.Socket()) as sock:
         return links.interfaces(sock)
-    finally:
-        sock.close()

@@ -13,11 +13,11 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
-from purelb_sm.net import links
-from purelb_sm.net import rtnetlink as nl
+from purelb_sm.net import pyroute
 
 T = TypeVar("T")
 
@@ -118,8 +118,5 @@ def _enter(name: str) -> None:
 
 
 def _loopback_up() -> None:
-    sock = nl.RtnlSocket()
-    try:
-        links.set_up(sock, 1)
-    finally:
-        sock.close()
+    with closing(pyroute.Socket()) as sock:
+        sock.set_up(1)

@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Literal, NoReturn
 
 import structlog
 
-from purelb_sm.net import links
-from purelb_sm.net import rtnetlink as nl
+from purelb_sm.net import pyroute
 
 log = structlog.get_logger(__name__)
 
@@ -77,9 +77,6 @@ def _refusal(flags: Sequence[str]) -> str | None:
 def _settle_in() -> None:
     """A fresh user namespace has no writable /run for the names of network namespaces, and its loopback is down."""
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True)
-    sock = nl.RtnlSocket()
-    try:
-        links.set_up(sock, 1)
-    finally:
-        sock.close()
+    with closing(pyroute.Socket()) as sock:
+        sock.set_up(1)
     log.info("running in a user namespace of our own: the host's network cannot be reached from here")

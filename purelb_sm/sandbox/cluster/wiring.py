@@ -1,4 +1,4 @@
-"""Cables, addresses and routes inside namespaces: the one typed door to pyroute2.
+"""Cables, addresses and routes inside namespaces: the typed door to what of pyroute2 only the sandbox needs.
 
 Everything here is synchronous, quick, and to be called inside the namespace that it is about (`namespace.inside`).
 """

@@ -1,0 +1,288 @@
+"""The one door to pyroute2: links, routes and notices, in words of our own. No message of the library's gets past it
+but a notice, to `monitor`.
+
+Addresses do not come this way: they are too many for the time it takes (see `rtnetlink`).
+
+What one must know of pyroute2 0.9 to change anything here:
+* It is given a socket that we opened (`use_socket`), so that the caller decides in which network namespace; its own
+  `netns` would fork the process for that. The socket must be SOCK_DGRAM and non-blocking, and has the options that we
+  set, not those of the library's arguments.
+* A dump that a change interrupted is not reported; the flag in the messages is looked at here.
+* `link("get")` and `link_lookup` ask for an acknowledgement that nobody fetches: it stays in memory for good.
+* Once its socket has had an error the object answers nothing more, and a new one is needed.
+* `get()` ends after one datagram, and never gives others a turn while datagrams wait.
+* `get_default_routes` pays no heed to its `table`.
+* A message class made from another one keeps that one's attributes, so ours are made from `nlmsg`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pyroute2 import AsyncIPRoute, NetlinkDecodeError, NetlinkDumpInterrupted, NetlinkError
+from pyroute2.netlink import NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_REQUEST, nla, nlmsg, rtnl
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+from purelb_sm.net.errors import DumpInterrupted, InterfaceMissing, NetError, from_errno
+from purelb_sm.net.model import Family, Interface
+from purelb_sm.net.rtnetlink import OpenSocket, enlarge_receive_buffer
+
+T = TypeVar("T")
+Message = Any
+"""A dictionary of the fixed fields, whose `get` also finds attributes: by name, or by path when nested."""
+
+_SOL_NETLINK, _NETLINK_EXT_ACK = 270, 11
+_DUMP_TRIES = 20
+# The kernel answers at once or not at all. This only keeps a lost answer from hanging us for ever.
+_ANSWER_TIMEOUT_S = 10.0
+_IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
+_ARPHRD_ETHER = 1
+_RTEXT_FILTER_SKIP_STATS = 8
+_RT_TABLE_MAIN, _RTN_UNICAST = 254, 1
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultRoute:
+    """A default route of the main table, and the interface that it (or its first next hop) leaves by."""
+
+    metric: int
+    index: int
+
+
+class Socket:
+    """Asks and changes links, and asks for routes. It blocks, so it is for threads in which no event loop runs; the one
+    that made it uses and closes it.
+
+    Every method raises the named error for what the kernel answered.
+    """
+
+    def __init__(self, open_socket: OpenSocket = socket.socket) -> None:
+        self._open_socket = open_socket
+        self._loop = asyncio.Runner()
+        self._open()
+
+    def close(self) -> None:
+        self._routes.close()
+        self._socket.close()
+        self._loop.close()
+
+    def links(self) -> list[Interface]:
+        """All interfaces, in the kernel's order."""
+        everything = complete(lambda: self._routes.link("dump", ext_mask=_RTEXT_FILTER_SKIP_STATS), _interface)
+        return self._ask("", everything)
+
+    def link(self, which: int | str) -> Interface | None:
+        """The interface with this index or name; None when there is none."""
+        message = self._link(which)
+        return None if message is None else _interface(message)
+
+    def create_link(self, name: str, kind: str) -> None:
+        """Raises `KernelRefused` with EEXIST, or with EOPNOTSUPP where the kernel has no links of that kind."""
+        self._ask(name, self._routes.link("add", ifname=os.fsencode(name), kind=kind))
+
+    def set_up(self, index: int) -> None:
+        """`ip link set up`."""
+        self._ask(f"#{index}", self._routes.link("set", index=index, state="up"))
+
+    def promotes_secondaries(self, index: int) -> bool:
+        """The interface's own setting (the namespace-wide one is ored to it by the kernel)."""
+        message = self._link(index)
+        return message is not None and bool(message.get(("af_spec", "AF_INET", "promote_secondaries")))
+
+    def promote_secondaries(self, index: int) -> None:
+        """Switches it on. Over netlink, since /proc/sys is read-only in most containers."""
+        self._ask(f"#{index}", self._promote_secondaries(index))
+
+    def default_routes(self, family: Family) -> list[DefaultRoute]:
+        """Those that can be used, in the kernel's order: of equal ones it prefers the first."""
+        version = socket.AF_INET if family == 4 else socket.AF_INET6
+        found = self._ask("", complete(lambda: self._routes.get_default_routes(family=version), _default_route))
+        return [route for route in found if route is not None]
+
+    async def _promote_secondaries(self, index: int) -> None:
+        request = _PromoteSecondaries()
+        request["index"] = index
+        setting: Any = 1
+        for name in ("PROMOTE_SECONDARIES", "IFLA_INET_CONF", "AF_INET", "IFLA_AF_SPEC"):
+            setting = {"attrs": [(name, setting)]}
+        request["attrs"] = setting["attrs"]
+        async for _ in await self._routes.nlm_request(request, rtnl.RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK):
+            """The acknowledgement; a refusal is raised."""
+
+    def _link(self, which: int | str) -> Message | None:
+        if isinstance(which, str) and not 0 < len(os.fsencode(which)) < 16:
+            return None
+        query = {"index": which} if isinstance(which, int) else {"ifname": os.fsencode(which)}
+        # Not "get": see above.
+        how = (rtnl.RTM_GETLINK, NLM_F_REQUEST)
+        try:
+            return self._ask("", self._routes.link(how, ext_mask=_RTEXT_FILTER_SKIP_STATS, **query))[0]
+        except InterfaceMissing:
+            return None
+
+    def _ask(self, interface: str, question: Coroutine[Any, Any, T]) -> T:
+        try:
+            return self._loop.run(_in_time(question))
+        except NetlinkError as refused:
+            raise _named(refused, interface) from refused
+        except OSError as broken:
+            self._routes.close()
+            self._socket.close()
+            self._open()
+            raise _no_answer(broken) from broken
+
+    def _open(self) -> None:
+        self._socket = _open_socket(self._open_socket)
+        self._routes = AsyncIPRoute(use_socket=self._socket)
+
+
+async def _in_time(question: Coroutine[Any, Any, T]) -> T:
+    async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+        return await question
+
+
+async def complete(dump: Callable[[], Awaitable[AsyncIterable[Message]]], convert: Callable[[Message], T]) -> list[T]:
+    """What a dump says that no change interrupted; it is made again until it is one.
+
+    Raises `DumpInterrupted` when every one of many was (kernel documentation: userspace-api/netlink/intro, section
+    "Dump consistency").
+    """
+    for _ in range(_DUMP_TRIES):
+        found, interrupted = [], False
+        try:
+            async for message in await dump():
+                interrupted |= bool(message["header"]["flags"] & NLM_F_DUMP_INTR)
+                found.append(convert(message))
+        except NetlinkDumpInterrupted:
+            continue
+        if not interrupted:
+            return found
+    raise DumpInterrupted(f"the kernel's table changed during each of {_DUMP_TRIES} dumps")
+
+
+class Notices:
+    """What the kernel tells of links, addresses and routes from now on. For the running loop; `close` it.
+
+    `receive_buffer` in bytes: what of a burst fits into it is not lost.
+    """
+
+    def __init__(self, open_socket: OpenSocket, receive_buffer: int) -> None:
+        self._socket = _open_socket(open_socket)
+        try:
+            enlarge_receive_buffer(self._socket, receive_buffer)
+            self._socket.bind((0, _GROUPS))
+            self._routes = AsyncIPRoute(use_socket=self._socket)
+        except BaseException:
+            self._socket.close()
+            raise
+        # The fixed fields of a notice say where to look; not to look for attributes halves its cost.
+        self._routes.register_policy(_NOTICES)
+
+    def close(self) -> None:
+        self._routes.close()
+        # The library leaves that to a later turn of the loop.
+        self._socket.close()
+
+    async def next(self) -> list[Message]:
+        """Waits for the next ones. `KernelRefused` with ENOBUFS: some were lost, and no more come; open another."""
+        try:
+            return [message async for message in self._routes.get()]
+        except (NetlinkError, NetlinkDecodeError) as broken:
+            raise _named(broken, "") from broken
+        except OSError as broken:
+            raise _no_answer(broken) from broken
+
+
+class _LinkNotice(nlmsg):  # type: ignore[misc]
+    fields = ifinfmsg.fields
+
+
+class _AddressNotice(nlmsg):  # type: ignore[misc]
+    fields = ifaddrmsg.fields
+
+
+class _RouteNotice(nlmsg):  # type: ignore[misc]
+    fields = rtmsg.fields
+
+
+_NOTICES = {
+    rtnl.RTM_NEWLINK: _LinkNotice,
+    rtnl.RTM_DELLINK: _LinkNotice,
+    rtnl.RTM_NEWADDR: _AddressNotice,
+    rtnl.RTM_DELADDR: _AddressNotice,
+    rtnl.RTM_NEWROUTE: _RouteNotice,
+    rtnl.RTM_DELROUTE: _RouteNotice,
+}
+_GROUPS = (
+    rtnl.RTMGRP_LINK
+    | rtnl.RTMGRP_IPV4_IFADDR
+    | rtnl.RTMGRP_IPV6_IFADDR
+    | rtnl.RTMGRP_IPV4_ROUTE
+    | rtnl.RTMGRP_IPV6_ROUTE
+)
+
+
+class _PromoteSecondaries(nlmsg):  # type: ignore[misc]
+    """A request about one IPv4 setting of a link. The library reads these settings and cannot write them: they come
+    as an array and go as attributes, numbered as in linux/ip.h (IPV4_DEVCONF_…)."""
+
+    fields = ifinfmsg.fields
+    nla_map = ((26, "IFLA_AF_SPEC", "families"),)
+
+    class families(nla):  # type: ignore[misc]  # noqa: N801
+        nla_flags = NLA_F_NESTED
+        nla_map = ((socket.AF_INET, "AF_INET", "inet"),)
+
+        class inet(nla):  # type: ignore[misc]  # noqa: N801
+            nla_flags = NLA_F_NESTED
+            nla_map = ((1, "IFLA_INET_CONF", "settings"),)
+
+            class settings(nla):  # type: ignore[misc]  # noqa: N801
+                nla_flags = NLA_F_NESTED
+                nla_map = ((20, "PROMOTE_SECONDARIES", "uint32"),)
+
+
+def _open_socket(open_socket: OpenSocket) -> socket.socket:
+    opened = open_socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    opened.setblocking(False)
+    opened.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
+    return opened
+
+
+def _interface(message: Message) -> Interface:
+    flags, mac = message["flags"], message.get("address")
+    return Interface(
+        index=message["index"],
+        name=os.fsdecode(message.get("ifname")),
+        mac=bytes.fromhex(mac.replace(":", "")) if mac and message["ifi_type"] == _ARPHRD_ETHER else None,
+        up=bool(flags & _IFF_UP),
+        carrier=bool(flags & _IFF_LOWER_UP),
+        kind=message.get(("linkinfo", "kind")),
+        master=message.get("master"),
+    )
+
+
+def _default_route(message: Message) -> DefaultRoute | None:
+    if message["event"] != "RTM_NEWROUTE" or message["dst_len"] != 0 or message["type"] != _RTN_UNICAST:
+        return None
+    hops = message.get("multipath") or [{}]
+    index = message.get("oif") or hops[0].get("oif")
+    return DefaultRoute(message.get("priority", 0), index) if message.get("table") == _RT_TABLE_MAIN and index else None
+
+
+def _named(refused: Any, interface: str) -> NetError:
+    number, words = getattr(refused, "code", errno.EBADMSG), str(refused.args[-1])
+    said_already = os.strerror(number)
+    return from_errno(number, interface, "" if words == said_already else f"{said_already} ({words})")
+
+
+def _no_answer(broken: OSError) -> NetError:
+    return from_errno(broken.errno or errno.ETIMEDOUT, "", f"no answer from the kernel: {broken}")
