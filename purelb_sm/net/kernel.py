@@ -151,7 +151,8 @@ class Kernel:
 
 
 def keeps_marks(sock: nl.RtnlSocket, link_sock: pyroute.Socket, protocol: int) -> bool:
-    """Whether the kernel keeps an address's protocol number: seen on any address that is there, else tried out."""
+    """Whether the kernel keeps an address's protocol number: seen on any address that is there, else tried out, with
+    the same request that will carry our mark."""
     if any(entry.protocol for entry in addresses.entries(sock)):
         return True
     loopback = links.index_of(link_sock, "lo")
