@@ -22,6 +22,7 @@ import errno
 import os
 import socket
 from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -67,7 +68,7 @@ class Socket:
     def __init__(self, open_socket: OpenSocket = socket.socket) -> None:
         self._open_socket = open_socket
         self._loop = asyncio.Runner()
-        self._open()
+        self._use(_open_socket(open_socket))
 
     def close(self) -> None:
         self._routes.close()
@@ -134,14 +135,20 @@ class Socket:
         except NetlinkError as refused:
             raise _named(refused, interface) from refused
         except OSError as broken:
-            self._routes.close()
-            self._socket.close()
-            self._open()
+            # If none can be had now, the next question fails like this one, and it is tried again.
+            with suppress(OSError):
+                self._renew()
             raise _no_answer(broken) from broken
 
-    def _open(self) -> None:
-        self._socket = _open_socket(self._open_socket)
-        self._routes = AsyncIPRoute(use_socket=self._socket)
+    def _renew(self) -> None:
+        fresh = _open_socket(self._open_socket)
+        self._routes.close()
+        self._socket.close()
+        self._use(fresh)
+
+    def _use(self, opened: socket.socket) -> None:
+        self._socket = opened
+        self._routes = AsyncIPRoute(use_socket=opened)
 
 
 async def _in_time(question: Coroutine[Any, Any, T]) -> T:
@@ -258,11 +265,13 @@ def _open_socket(open_socket: OpenSocket) -> socket.socket:
 
 
 def _interface(message: Message) -> Interface:
-    flags, mac = message["flags"], message.get("address")
+    flags = message["flags"]
+    # Of other kinds of links the library would read an address of another length as a MAC.
+    mac = message.get("address") if message["ifi_type"] == _ARPHRD_ETHER else None
     return Interface(
         index=message["index"],
         name=os.fsdecode(message.get("ifname")),
-        mac=bytes.fromhex(mac.replace(":", "")) if mac and message["ifi_type"] == _ARPHRD_ETHER else None,
+        mac=None if mac is None else bytes.fromhex(mac.replace(":", "")),
         up=bool(flags & _IFF_UP),
         carrier=bool(flags & _IFF_LOWER_UP),
         kind=message.get(("linkinfo", "kind")),
