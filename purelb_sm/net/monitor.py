@@ -100,8 +100,7 @@ class Monitor:
     async def _tell_until_lost(self) -> None:
         try:
             while True:
-                for notice in await self._notices.next():
-                    change = change_of(notice)
+                for change in await self._notices.next(change_of):
                     if change is not None:
                         self._pending.tell(change)
                 # In a burst the next ones are there already, and nobody else would get a turn.

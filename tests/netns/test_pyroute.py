@@ -95,6 +95,23 @@ def test_questions_leave_nothing_in_memory(sock: pyroute.Socket) -> None:
     assert blocks_after_asking() - before < 100
 
 
+def test_messages_are_gone_before_the_collector_comes(sock: pyroute.Socket) -> None:
+    def objects_after_asking() -> int:
+        for _ in range(10):
+            assert len(sock.links()) == 3
+        return len(gc.get_objects())
+
+    objects_after_asking()
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(gc.get_objects())
+        # A link has about 200 of them.
+        assert objects_after_asking() - before < 1000
+    finally:
+        gc.enable()
+
+
 async def overflow(*_words: object, **_query: object) -> object:
     raise OSError(errno.ENOBUFS, "No buffer space available")
 

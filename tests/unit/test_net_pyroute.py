@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from pyroute2 import NetlinkDumpInterrupted
+from pyroute2.netlink import nlmsg
 
 from purelb_sm.net import Change, DumpInterrupted, KernelRefused, monitor, pyroute
 from purelb_sm.net.rtnetlink import NLM_F_DUMP_INTR, OpenSocket
@@ -15,21 +16,24 @@ from purelb_sm.net.rtnetlink import NLM_F_DUMP_INTR, OpenSocket
 LOST = KernelRefused(errno.ENOBUFS)
 
 
-def message(name: str, flags: int = 0) -> dict[str, Any]:
-    return {"header": {"flags": flags}, "name": name}
+def message(name: str, flags: int = 0) -> Any:
+    made = nlmsg()
+    made["header"]["flags"] = flags
+    made["name"] = name
+    return made
 
 
-Answer = list[dict[str, Any]] | Exception
+Answer = list[Any] | Exception
 
 
 def dumps(*answers: Answer) -> Callable[[], Any]:
     """A question that gets these answers, one after the other."""
     left = list(answers)
 
-    async def ask() -> AsyncIterator[dict[str, Any]]:
+    async def ask() -> AsyncIterator[Any]:
         answer = left.pop(0)
 
-        async def said() -> AsyncIterator[dict[str, Any]]:
+        async def said() -> AsyncIterator[Any]:
             if isinstance(answer, Exception):
                 raise answer
             for one in answer:
@@ -82,10 +86,10 @@ class ScriptedNotices:
         self.batches = batches
         self.broken = broken
 
-    async def next(self) -> list[Any]:
+    async def next(self, convert: Callable[[Any], Any]) -> list[Any]:
         if not self.batches:
             raise self.broken
-        return [self.batches.pop(0)]
+        return [convert(self.batches.pop(0))]
 
     def close(self) -> None:
         self.kernel.open -= 1
