@@ -8,6 +8,7 @@ End: what is announced is withdrawn, and only then the Lease deleted, so that th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -39,10 +40,10 @@ from purelb_sm.settings import AgentSettings
 
 log = structlog.get_logger(__name__)
 
-WITHDRAW_S: Final = 1.8
+WITHDRAW_S: Final = 2.6
 """For so long an agent that is told to stop waits for the kernel, before it deletes its Lease in any case."""
 GOODBYE_S: Final = 0.8
-"""... and for so long for the API server after that. With the last Events it is less than 5 s in all (D9)."""
+"""... and for so long for the API server after that, twice: less than 5 s in all (D9)."""
 
 
 class Agent:
@@ -185,12 +186,16 @@ class Agent:
     async def run(self) -> None:
         """Works until cancelled, then ends in order. An error that is none of the cluster's or the kernel's flies out,
         and leaves what is announced where it is: the next incarnation takes it over."""
-        async with self.recorder:
-            try:
-                await self._work()
-            except asyncio.CancelledError:
-                await self.leave()
-                raise
+        await self.recorder.__aenter__()
+        try:
+            await self._work()
+        except asyncio.CancelledError:
+            await self.leave()
+            raise
+        finally:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GOODBYE_S):
+                    await self.recorder.close()
 
     async def _work(self) -> None:
         async with asyncio.TaskGroup() as group:

@@ -87,22 +87,19 @@ class Announcer:
         verdict = self._decide(address)
         if isinstance(verdict, Keep):
             return
-        interface = None if verdict is None else verdict.interface
-        self.holdings.settle(address, interface)
-        remove += [held for held in self.holdings.of(address) if held.interface != interface]
+        self.holdings.settle(address, None if verdict is None else verdict.interface)
+        held = self.holdings.of(address)
+        # The kernel cannot change prefix length and flags of an address that it has: it must go, and come anew.
+        right = [one for one in held if verdict is not None and _fits(one, verdict)]
+        remove += [one for one in held if one not in right]
         if verdict is None:
             return
-        held = self.holdings.get(address, verdict.interface)
-        if held is None:
+        if not right:
             add.append(verdict)
-        elif (held.prefix_length, held.noprefixroute) != (verdict.prefix_length, verdict.noprefixroute):
-            # The kernel cannot change these two of an address that it has.
-            remove.append(held)
-            add.append(verdict)
-        else:
-            if (held.valid_s is None) != (verdict.lifetime_s is None):
-                renew.append(verdict)
-            self._listener.announced(verdict, new=False)
+            return
+        if (right[0].valid_s is None) != (verdict.lifetime_s is None):
+            renew.append(verdict)
+        self._listener.announced(verdict, new=False)
 
     async def _remove(self, removals: Sequence[Held]) -> None:
         for held in removals:
@@ -149,10 +146,14 @@ class Announcer:
             await self.holdings.renew(chunk)
 
     async def withdraw_all(self) -> None:
-        """Removes everything of ours, whatever is decided: the agent stops. Raises NetError."""
+        """Removes everything of ours, whatever is decided: the agent stops. Raises NetError.
+
+        Local addresses first, since they have an heir, and each kind at once: there is nothing left to do in between.
+        """
         await self.look()
-        for removals in _chunks(self.holdings.all()):
-            await self._remove(removals)
+        held = self.holdings.all()
+        await self._remove([one for one in held if one.valid_s is not None])
+        await self._remove([one for one in held if one.valid_s is None])
 
     def _gone(self, where: Where) -> None:
         self.frames.stop(where)
@@ -162,6 +163,14 @@ class Announcer:
         verdict = self._decide(where[0])
         ours = isinstance(verdict, Keep) or (isinstance(verdict, Desired) and verdict.interface == where[1])
         return ours and self._ledger.state(*where) is AnnouncementState.PRESENT
+
+
+def _fits(held: Held, desired: Desired) -> bool:
+    return (held.interface, held.prefix_length, held.noprefixroute) == (
+        desired.interface,
+        desired.prefix_length,
+        desired.noprefixroute,
+    )
 
 
 def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -57,28 +57,30 @@ class Holdings:
         self._kernel = kernel
         self._ledger = ledger
         self._clock = clock
-        self._held: dict[Where, Held] = {}
-        self._interfaces: dict[Address, tuple[str, ...]] = {}
+        self._held: dict[Address, tuple[Held, ...]] = {}
         self._retries: dict[Address, _Retry] = {}
 
     # What there is.
 
     def __len__(self) -> int:
-        return len(self._held)
+        return sum(map(len, self._held.values()))
 
     def all(self) -> list[Held]:
-        return list(self._held.values())
+        return [held for where in self._held.values() for held in where]
 
-    def of(self, address: Address) -> list[Held]:
+    def of(self, address: Address) -> tuple[Held, ...]:
         """The address on each interface that has it."""
-        return [self._held[address, name] for name in self._interfaces.get(address, ())]
+        return self._held.get(address, ())
 
     def get(self, address: Address, interface: str) -> Held | None:
-        return self._held.get((address, interface))
+        for held in self._held.get(address, ()):
+            if held.interface == interface:
+                return held
+        return None
 
     def addresses(self) -> set[Address]:
         """All that the kernel holds, and all that failed."""
-        return {*self._interfaces, *self._retries}
+        return {*self._held, *self._retries}
 
     # What failed.
 
@@ -94,38 +96,38 @@ class Holdings:
     def settle(self, address: Address, wanted_on: str | None) -> None:
         """The address is wanted on this interface only (None: on none). What failed elsewhere has no state any more;
         what the kernel holds though a removal failed is present."""
-        held_there = wanted_on is not None and (address, wanted_on) in self._held
-        if wanted_on is None or held_there:
+        if wanted_on is None or self.get(address, wanted_on) is not None:
             self._retries.pop(address, None)
         for record in self._ledger.of(address):
-            where = (address, record.interface)
+            held = self.get(address, record.interface)
             if record.state is not _S.FAILED:
                 continue
-            if where in self._held and record.interface == wanted_on:
-                self._fire(self._held[where], _T.FOUND_PRESENT)
-            elif where not in self._held and record.interface != wanted_on:
-                self._ledger.fire(*where, _T.FOUND_ABSENT, prefix_length=record.prefix_length)
+            if held is not None and record.interface == wanted_on:
+                self._fire(held, _T.FOUND_PRESENT)
+            elif held is None and record.interface != wanted_on:
+                self._ledger.fire(address, record.interface, _T.FOUND_ABSENT, prefix_length=record.prefix_length)
 
     # Looking.
 
     async def look(self) -> tuple[set[Address], list[Where]]:
         """Takes in what the kernel holds. Answers with the addresses of which that was not what we believed, and with
         what has gone. Raises NetError: then we believe what we did."""
-        seen = {(held.address, held.interface): held for held in await self._kernel.held()}
+        seen: dict[Address, tuple[Held, ...]] = {}
         surprising: set[Address] = set()
-        for where, held in seen.items():
-            known, state = self._held.get(where), self._ledger.state(*where)
+        for held in await self._kernel.held():
+            seen[held.address] = (*seen.get(held.address, ()), held)
+            known, state = self.get(held.address, held.interface), self._ledger.state(held.address, held.interface)
             if known is None or _shape(known) != _shape(held):
                 surprising.add(held.address)
             if state is not _S.PRESENT and not (state is _S.FAILED and known is not None):
                 surprising.add(held.address)
                 self._fire(held, _T.FOUND_PRESENT, valid_s=held.valid_s)
         self._held = seen
-        self._interfaces = {}
-        for address, interface in seen:
-            self._interfaces[address] = (*self._interfaces.get(address, ()), interface)
-        gone = [(r.address, r.interface) for r in self._ledger if r.state is not _S.FAILED]
-        gone = [where for where in gone if where not in seen]
+        gone = [
+            (record.address, record.interface)
+            for record in self._ledger
+            if record.state is not _S.FAILED and self.get(record.address, record.interface) is None
+        ]
         for where in gone:
             surprising.add(where[0])
             self._vanished(where)
@@ -167,7 +169,7 @@ class Holdings:
         done = self._sort_out(removals, answers, _T.REMOVE)
         for held in done:
             self._succeeded(held, _T.REMOVE, _T.REMOVED)
-            self._drop((held.address, held.interface))
+            self._drop(held)
         self.counters.removed += len(done)
         return done
 
@@ -235,8 +237,7 @@ class Holdings:
         )
 
     def _take(self, desired: Desired) -> None:
-        where = (desired.address, desired.interface)
-        self._held[where] = Held(
+        held = Held(
             desired.address,
             desired.prefix_length,
             desired.interface,
@@ -244,16 +245,15 @@ class Holdings:
             valid_s=desired.lifetime_s,
             noprefixroute=desired.noprefixroute,
         )
-        others = tuple(name for name in self._interfaces.get(desired.address, ()) if name != desired.interface)
-        self._interfaces[desired.address] = (*others, desired.interface)
+        others = tuple(one for one in self.of(desired.address) if one.interface != desired.interface)
+        self._held[desired.address] = (*others, held)
 
-    def _drop(self, where: Where) -> None:
-        self._held.pop(where, None)
-        rest = tuple(name for name in self._interfaces.get(where[0], ()) if name != where[1])
+    def _drop(self, gone: Held) -> None:
+        rest = tuple(one for one in self.of(gone.address) if _key(one) != _key(gone))
         if rest:
-            self._interfaces[where[0]] = rest
+            self._held[gone.address] = rest
         else:
-            self._interfaces.pop(where[0], None)
+            self._held.pop(gone.address, None)
 
 
 def wanted(desired: Desired) -> Wanted:
@@ -272,6 +272,10 @@ def wanted(desired: Desired) -> Wanted:
 def as_held(held: Held, lifetime_s: int) -> Wanted:
     """What is held, with a lifetime from now on."""
     return Wanted(held.address, held.prefix_length, held.interface, lifetime_s, held.noprefixroute, nodad=True)
+
+
+def _key(held: Held) -> tuple[str, int]:
+    return held.interface, held.prefix_length
 
 
 def _shape(held: Held) -> tuple[int, bool, bool]:

@@ -11,6 +11,7 @@ from typing import Final
 
 import structlog
 
+from purelb_sm.domain import names
 from purelb_sm.domain.agent_config import AgentConfig, choose_config
 from purelb_sm.domain.announce import Groups
 from purelb_sm.domain.groups import Group, Pool, accept_groups, parse_group
@@ -26,9 +27,33 @@ LEASES_IDLE_S: Final = 6.0
 """Our own Lease changes every 2 s: a watch of Leases that is silent for longer is broken."""
 
 
+_READ: Final = (names.ALLOCATED_BY, names.ALLOCATED_FROM, names.ANNOUNCING_V4, names.ANNOUNCING_V6)
+_SHARED_MAX: Final = 1024
+_shared: dict[tuple[str | None, ...], dict[str, str]] = {}
+
+
 def slim(view: ServiceView) -> ServiceView:
-    """Without what no announcement depends on: an agent's cache is on every node."""
-    return replace(view, ports=(), conditions=(), ip_families=(), ip_family_policy=None, cluster_ip="", created_at=None)
+    """Without what no announcement depends on: an agent's cache is on every node, and the node is for others."""
+    return replace(
+        view,
+        ports=(),
+        conditions=(),
+        ip_families=(),
+        ip_family_policy=None,
+        cluster_ip="",
+        created_at=None,
+        annotations=_slim_annotations(view.annotations),
+    )
+
+
+def _slim_annotations(annotations: dict[str, str]) -> dict[str, str]:
+    """Those that are read here. Thousands of Services have the same, and then one dictionary, which nobody changes."""
+    values = tuple(annotations.get(name) for name in _READ)
+    if values not in _shared:
+        if len(_shared) >= _SHARED_MAX:
+            _shared.clear()
+        _shared[values] = {name: value for name, value in zip(_READ, values, strict=True) if value is not None}
+    return _shared[values]
 
 
 def _decode(data: Data) -> ServiceView:

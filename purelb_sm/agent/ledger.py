@@ -45,8 +45,7 @@ class Ledger:
         self._now = now
         self._on_move: Callable[[], None] = lambda: None
         self._started_at = now()
-        self._records: dict[Where, Record] = {}
-        self._by_address: dict[Address, tuple[str, ...]] = {}
+        self._records: dict[Address, tuple[Record, ...]] = {}
         self._moves: deque[ReportedTransition] = deque(maxlen=MAX_TRANSITIONS)
         self._seq = 0
 
@@ -55,21 +54,23 @@ class Ledger:
         self._on_move = callback
 
     def __iter__(self) -> Iterator[Record]:
-        return iter(list(self._records.values()))
+        return iter([record for records in self._records.values() for record in records])
 
     def __len__(self) -> int:
-        return len(self._records)
+        return sum(map(len, self._records.values()))
 
     def get(self, address: Address, interface: str) -> Record | None:
-        return self._records.get((address, interface))
+        for record in self._records.get(address, ()):
+            if record.interface == interface:
+                return record
+        return None
 
     def of(self, address: Address) -> tuple[Record, ...]:
         """All records of the address, on whatever interfaces."""
-        names = self._by_address.get(address, ())
-        return tuple(self._records[address, name] for name in names)
+        return self._records.get(address, ())
 
     def state(self, address: Address, interface: str) -> AnnouncementState:
-        record = self._records.get((address, interface))
+        record = self.get(address, interface)
         return AnnouncementState.ABSENT if record is None else record.state
 
     def fire(
@@ -84,15 +85,14 @@ class Ledger:
     ) -> Record:
         """Moves the record of this address by `trigger`, and numbers the move. Raises IllegalTransition."""
         now = self._now()
-        key = (address, interface)
-        record = self._records.get(key) or Record(address, interface, prefix_length, AnnouncementState.ABSENT, now)
+        known = self.get(address, interface)
+        record = known or Record(address, interface, prefix_length, AnnouncementState.ABSENT, now)
         fired = fire(ANNOUNCEMENT, record, trigger)
+        if known is None:
+            self._records[address] = (*self.of(address), record)
         record.prefix_length, record.valid_s, record.reason, record.since = prefix_length, valid_s, reason[:512], now
         if record.state is AnnouncementState.ABSENT:
-            self._drop(key)
-        elif key not in self._records:
-            self._records[key] = record
-            self._by_address[address] = (*self._by_address.get(address, ()), interface)
+            self._drop(record)
         self._seq += 1
         source, dest = AnnouncementState(fired.source), AnnouncementState(fired.dest)
         self._moves.append(
@@ -102,13 +102,12 @@ class Ledger:
             self._on_move()
         return record
 
-    def _drop(self, where: Where) -> None:
-        if self._records.pop(where, None) is not None:
-            rest = tuple(name for name in self._by_address[where[0]] if name != where[1])
-            if rest:
-                self._by_address[where[0]] = rest
-            else:
-                del self._by_address[where[0]]
+    def _drop(self, gone: Record) -> None:
+        rest = tuple(record for record in self.of(gone.address) if record is not gone)
+        if rest:
+            self._records[gone.address] = rest
+        else:
+            del self._records[gone.address]
 
     def report(self) -> NodeReport:
         """What is reported now: the records as they are after the move with the number `sequence`."""
@@ -119,7 +118,7 @@ class Ledger:
             sequence=self._seq,
             addresses=tuple(
                 ReportedAddress(r.address, r.interface, r.prefix_length, r.state, r.since, r.valid_s, r.reason)
-                for r in self._records.values()
+                for r in self
             ),
             transitions=tuple(self._moves),
         )
