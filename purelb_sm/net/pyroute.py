@@ -10,7 +10,8 @@ What one must know of pyroute2 0.9 to change anything here:
 * `link("get")` and `link_lookup` ask for an acknowledgement that nobody fetches: it stays in memory for good.
 * Once its socket has had an error the object answers nothing more, and a new one is needed.
 * `get()` ends after one datagram, and never gives others a turn while datagrams wait.
-* `get_default_routes` pays no heed to its `table`.
+* `get_default_routes` pays no heed to its `table`, and ends at the first datagram that has no default route in it: the
+  rest of the dump stays where it is, and the next one is refused with EBUSY. So we ask ourselves.
 * A message and each of its attributes refer to themselves (`chain`). Left to the garbage collector, those of 100 links
   lie about in 10 MiB; so they are let go of here.
 * A message class made from another one keeps that one's attributes, so ours are made from `nlmsg`.
@@ -28,7 +29,18 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pyroute2 import AsyncIPRoute, NetlinkDecodeError, NetlinkDumpInterrupted, NetlinkError
-from pyroute2.netlink import NLA_F_NESTED, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_REQUEST, nla, nlmsg, rtnl
+from pyroute2.iproute.parsers import default_routes, get_header
+from pyroute2.netlink import (
+    NLA_F_NESTED,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
+    NLM_F_REQUEST,
+    nla,
+    nlmsg,
+    rtnl,
+)
+from pyroute2.netlink.nlsocket import NetlinkRequest
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
@@ -104,9 +116,22 @@ class Socket:
 
     def default_routes(self, family: Family) -> list[DefaultRoute]:
         """Those that can be used, in the kernel's order: of equal ones it prefers the first."""
-        version = socket.AF_INET if family == 4 else socket.AF_INET6
-        found = self._ask("", complete(lambda: self._routes.get_default_routes(family=version), _default_route))
+        found = self._ask("", complete(lambda: self._dump_routes(family), _default_route))
         return [route for route in found if route is not None]
+
+    async def _dump_routes(self, family: Family) -> AsyncIterable[Message]:
+        request = rtmsg()
+        request["family"] = socket.AF_INET if family == 4 else socket.AF_INET6
+        asked = NetlinkRequest(
+            self._routes,
+            request,
+            msg_type=rtnl.RTM_GETROUTE,
+            msg_flags=NLM_F_REQUEST | NLM_F_DUMP,
+            parser=_default_or_header,
+        )
+        await asked.send()
+        found: AsyncIterable[Message] = asked.response()
+        return found
 
     async def _promote_secondaries(self, index: int) -> None:
         request = _PromoteSecondaries()
@@ -292,8 +317,22 @@ def _interface(message: Message) -> Interface:
     )
 
 
+def _default_or_header(data: bytes, offset: int, length: int) -> Message:
+    """Reads default routes only, for there is a route for each address and each pod. Of the others there is left what
+    tells that the dump goes on."""
+    found = default_routes(data, offset, length)
+    return _bare(get_header(data, offset)) if found is None else found
+
+
+def _bare(header: dict[str, Any]) -> Message:
+    """A message that has nothing but a header."""
+    message = nlmsg()
+    message["header"] = header
+    return message
+
+
 def _default_route(message: Message) -> DefaultRoute | None:
-    if message["event"] != "RTM_NEWROUTE" or message["dst_len"] != 0 or message["type"] != _RTN_UNICAST:
+    if not isinstance(message, rtmsg) or message["dst_len"] != 0 or message["type"] != _RTN_UNICAST:
         return None
     hops = message.get("multipath") or [{}]
     index = message.get("oif") or hops[0].get("oif")

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -55,6 +56,16 @@ def test_only_default_routes_of_the_main_table_that_lead_somewhere_count(node: s
     ip(node, "-6", "route", "add", "unreachable", "default", "metric", "20")
     assert sock.default_routes(6) == []
     assert links.default_interface(sock, 4) == NIC
+
+
+def test_the_default_route_is_found_among_thousands_again_and_again(node: str, sock: pyroute.Socket) -> None:
+    """A dump of which most datagrams have no default route in them is read to its end all the same."""
+    ip(node, "route", "add", "default", "via", "172.30.250.1")
+    routes = "".join(f"route add blackhole 10.{n // 250}.{n % 250}.0/24 table 100\n" for n in range(8000))
+    subprocess.run(["ip", "-n", node, "-batch", "-"], input=routes, text=True, check=True)
+    for _ in range(3):
+        assert links.default_interface(sock, 4) == NIC
+    assert links.index_of(sock, NIC) is not None
 
 
 def test_a_name_that_is_no_text_is_a_name_too(node: str, sock: pyroute.Socket) -> None:
