@@ -91,14 +91,22 @@ def render_slices(report: NodeReport, size: int = SLICE_ADDRESSES) -> list[dict[
 
     The transitions are in the first. Every slice says how many there are, so that none can be missing unnoticed.
     """
-    starts = range(0, len(report.addresses), size)
-    if len(starts) <= 1:
-        return [render_report(report)]
-    return [
-        _render(report, report.addresses[start : start + size], report.transitions if start == 0 else ())
-        | {"slice": index, "slices": len(starts)}
-        for index, start in enumerate(starts)
-    ]
+    return [render_slice(report, index, size) for index in range(slice_count(report, size))]
+
+
+def slice_count(report: NodeReport, size: int = SLICE_ADDRESSES) -> int:
+    """How many objects carry the report."""
+    return max(1, len(range(0, len(report.addresses), size)))
+
+
+def render_slice(report: NodeReport, index: int, size: int = SLICE_ADDRESSES) -> dict[str, object]:
+    """The `spec` of one of the objects: see `render_slices`. A large report is best rendered one by one."""
+    count = slice_count(report, size)
+    if count == 1:
+        return render_report(report)
+    start = index * size
+    part = _render(report, report.addresses[start : start + size], report.transitions if index == 0 else ())
+    return part | {"slice": index, "slices": count}
 
 
 def _render(

@@ -17,7 +17,7 @@ from typing import Any, Final
 import structlog
 
 from purelb_sm.domain.names import INSTALL_NAMESPACE, PREFIX
-from purelb_sm.domain.reports import SLICE_ADDRESSES, NodeReport, join_slices, render_slices, slice_name
+from purelb_sm.domain.reports import SLICE_ADDRESSES, NodeReport, join_slices, render_slice, slice_count, slice_name
 from purelb_sm.errors import AlreadyExists, Conflict, KubeError, NotFound
 from purelb_sm.kube.client import MERGE_PATCH
 from purelb_sm.kube.resources import NODE_ANNOUNCEMENTS
@@ -133,11 +133,12 @@ class ReportWriter:
     async def _write_slices(self, report: NodeReport) -> None:
         if self._versions is None:
             self._versions = await self._look(report)
-        specs = render_slices(report, self._slice_addresses)
-        for index, rendered in enumerate(specs):
-            spec = {"slice": None, "slices": None} | rendered
+        count = slice_count(report, self._slice_addresses)
+        for index in range(count):
+            # One at a time: rendered, ten thousand addresses are many megabytes.
+            spec = {"slice": None, "slices": None} | render_slice(report, index, self._slice_addresses)
             await self._put(slice_name(self._node, index), spec, report, self._versions)
-        wanted = {slice_name(self._node, index) for index in range(len(specs))}
+        wanted = {slice_name(self._node, index) for index in range(count)}
         for name in [name for name in self._versions if name not in wanted]:
             with contextlib.suppress(NotFound):
                 await self._client.request("DELETE", NODE_ANNOUNCEMENTS.path(name, self._namespace))
