@@ -378,7 +378,12 @@ async def test_told_to_stop_it_withdraws_deletes_its_lease_and_reports_before_it
     assert lab.lease(holder.name) is None
     report = report_of(lab, holder.name)
     assert report.addresses == ()
-    assert [t.trigger for t in report.transitions[-2:]] == ["removed", "removed"]
+    assert [(str(t.address), t.trigger) for t in report.transitions[-4:]] == [
+        (IP, "remove"),
+        (IP, "removed"),
+        (REMOTE, "remove"),
+        (REMOTE, "removed"),
+    ], "an address that has an heir goes first"
     await lab.held_by(IP, other.name)
     await eventually(lambda: other.announced(IP) == 3)
 
