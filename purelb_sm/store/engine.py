@@ -5,6 +5,7 @@ Owns how a transaction begins, what a lost connection looks like, and where SQLi
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
+    DisconnectionError,
     IntegrityError,
     InterfaceError,
     InternalError,
@@ -53,43 +55,63 @@ def parse_url(text: str) -> URL:
     return url
 
 
-def make_engine(text: str, *, readonly: bool = False) -> Engine:
+def make_engine(text: str, *, readonly: bool = False, create: bool = False) -> Engine:
     """An engine whose transactions take the write lock at once, or, where `readonly`, cannot write at all.
 
-    Raises StoreError, among them for SQLite on a network file system: its write-ahead log needs memory that all
-    processes share (sqlite.org/wal.html).
+    `create`: a SQLite file that is not there is made; else its absence is DatabaseUnavailable. Raises StoreError, among
+    them for SQLite on a network file system: its write-ahead log needs memory that all processes share
+    (sqlite.org/wal.html).
     """
     url = parse_url(text)
     try:
-        return _sqlite(url, readonly) if url.get_backend_name() == "sqlite" else _postgresql(url, readonly)
+        return _sqlite(url, readonly, create) if url.get_backend_name() == "sqlite" else _postgresql(url, readonly)
     except (ImportError, NoSuchModuleError) as error:
         raise StoreError(f"no driver for this database: {error}") from None
 
 
-def _sqlite(url: URL, readonly: bool) -> Engine:
+def _sqlite(url: URL, readonly: bool, create: bool) -> Engine:
     path = Path(str(url.database)).absolute()
     kind = network_file_system(path)
     if kind:
         raise StoreError(f"{path} is on {kind}: SQLite keeps its log in shared memory, so it needs a local disk")
-    if readonly and not path.exists():
-        raise DatabaseUnavailable(f"there is no database at {path}")
-    engine = create_engine(url, pool_size=2, max_overflow=8, connect_args={"timeout": LOCK_WAIT_S})
-    pragmas = ["busy_timeout=%d" % (LOCK_WAIT_S * 1000), "foreign_keys=ON"]  # noqa: UP031
+
+    def connect() -> sqlite3.Connection:
+        if not create and not path.exists():
+            raise sqlite3.OperationalError(f"there is no database at {path}")
+        uri = f"{path.as_uri()}?mode={'rwc' if create else 'rw'}"
+        # The driver's own BEGIN comes late and is deferred: two writers that have read would both be refused.
+        return sqlite3.connect(uri, uri=True, timeout=LOCK_WAIT_S, check_same_thread=False, isolation_level=None)
+
+    engine = create_engine(url, creator=connect, pool_size=2, max_overflow=8)
+    pragmas = [f"busy_timeout={int(LOCK_WAIT_S * 1000)}", "foreign_keys=ON"]
     # FULL: in WAL mode, NORMAL may lose the last commits at a power cut, and then an address is given out twice.
     pragmas += ["query_only=ON"] if readonly else ["journal_mode=WAL", "synchronous=FULL"]
 
     @event.listens_for(engine, "connect")
-    def _connected(connection: Any, _record: object) -> None:
-        # The driver's own BEGIN comes late and is deferred: two writers that have read would both be refused.
-        connection.isolation_level = None
+    def _connected(connection: Any, record: Any) -> None:
         for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}")
+        record.info["file"] = _identity(path)
+
+    @event.listens_for(engine, "checkout")
+    def _checked_out(_connection: Any, record: Any, _proxy: object) -> None:
+        # A restored backup was moved into place: what we would write to the old file nobody would ever read.
+        if record.info["file"] != _identity(path):
+            raise DisconnectionError(f"{path} is another file now")
 
     @event.listens_for(engine, "begin")
     def _began(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _postgresql(url: URL, readonly: bool) -> Engine:
@@ -154,7 +176,7 @@ def our_errors() -> Iterator[None]:
         raise StoreError(_first_line(error)) from error
     except StatementError as error:
         raise StoreError(_first_line(error)) from error
-    except (PendingRollbackError, PoolTimeout) as error:
+    except (DisconnectionError, PendingRollbackError, PoolTimeout) as error:
         raise DatabaseUnavailable(str(error).splitlines()[0]) from error
 
 

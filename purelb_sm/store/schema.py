@@ -60,7 +60,7 @@ def migrations() -> Path:
 
 
 def _upgrade(url: str) -> tuple[str, str]:
-    engine = make_engine(url)
+    engine = make_engine(url, create=True)
     if engine.dialect.name == "sqlite":
         _without_foreign_keys(engine)
     try:

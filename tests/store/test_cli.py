@@ -136,7 +136,7 @@ def test_verify_says_where_the_chain_breaks(told: Desk) -> None:
 
 @pytest.mark.spec("B8")
 def test_db_upgrade_and_check(empty_url: str) -> None:
-    engine = make_engine(empty_url)
+    engine = make_engine(empty_url, create=True)
     engine.connect().close()
     engine.dispose()
     missing = purelb(empty_url, "db", "check")

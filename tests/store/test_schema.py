@@ -140,7 +140,7 @@ class TestStrangers:
     """Nobody works with a schema he does not know."""
 
     def test_a_database_without_a_schema(self, empty_url: str, open_: Any) -> None:
-        engine = make_engine(empty_url)
+        engine = make_engine(empty_url, create=True)
         engine.connect().close()
         engine.dispose()
         with pytest.raises(SchemaMismatch, match="purelb db upgrade"):

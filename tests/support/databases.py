@@ -79,7 +79,9 @@ class PostgresqlCluster:
             return
         self.spare.append(url)
 
-    def create(self) -> None:
+    def prepare(self) -> None:
+        """Makes the server's files, owned by the user that will run it."""
+        self._own(self.folder)
         arguments = ["-A", "trust", "-U", "purelb", "-E", "UTF8", "--locale", "C.UTF-8", "--no-sync"]
         self._run([str(self.programs / "initdb"), "-D", str(self.folder / "d"), *arguments])
         self.sockets.mkdir()
@@ -147,8 +149,7 @@ def postgresql_cluster() -> Iterator[PostgresqlCluster]:
     folder = Path(tempfile.mkdtemp(prefix="plb-pg-"))
     cluster = PostgresqlCluster(programs, folder)
     try:
-        cluster._own(folder)
-        cluster.create()
+        cluster.prepare()
         cluster.start()
         cluster.sql(f"CREATE DATABASE {_TEMPLATE}")
         schema.upgrade(cluster.url(_TEMPLATE))
