@@ -76,6 +76,8 @@ def confirm_release(
     allocation.quarantined_until = quarantined_until
     for entry in announcements:
         ws.fire_announcement(entry, AnnouncementTrigger.FOUND_ABSENT, "the release of its address was confirmed")
+    # What we ended here by judgement the node itself may see otherwise: its next report is taken as a whole.
+    ws.doubt({entry.node for entry in announcements})
 
 
 def expire(ws: Workspace, limit: int) -> list[BookedAllocation]:

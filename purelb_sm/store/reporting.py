@@ -95,7 +95,7 @@ def lose_node(ws: Workspace, node: str, reason: str) -> ReportOutcome:
         if entry.state in _HOLDING:
             ws.fire_announcement(entry, _Trigger.LOSE, reason)
             touched.add(entry.allocation_id)
-    ws.db.rows_changed(update(_R).where(_R.c.node == node).values(resync=True))
+    ws.doubt({node})
     changed, releasing = _tell_services(ws, touched, node)
     return ReportOutcome(False, changed, releasing, len(touched))
 

@@ -6,7 +6,7 @@ constraints satisfied at each statement: what ends is written before what begins
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -28,7 +28,7 @@ from purelb_sm.domain.states import (
 )
 from purelb_sm.domain.views import Port, ServiceKey
 from purelb_sm.machines import ALLOCATION, ANNOUNCEMENT, SERVICE, fire
-from purelb_sm.models import Allocation, Announcement, Membership, PortClaim, Service, ServiceGroup, table
+from purelb_sm.models import Allocation, Announcement, Membership, NodeReported, PortClaim, Service, ServiceGroup, table
 from purelb_sm.store.engine import Db
 from purelb_sm.store.entries import AllocationEntry, AnnouncementEntry, ServiceEntry
 from purelb_sm.store.history import Entry, Ledger, plain
@@ -48,6 +48,7 @@ class Workspace:
         self.ledger = Ledger(term, now, actor)
         self._joins: dict[tuple[int, str], tuple[Port, ...]] = {}
         self._leaves: set[tuple[int, str]] = set()
+        self._doubted: set[str] = set()
         self._ids: dict[str, int] = {}
 
     # -- transitions ------------------------------------------------------------------------------------------------
@@ -143,6 +144,10 @@ class Workspace:
         allocation.members.discard(service.uid)
         service.held.discard(allocation.id)
 
+    def doubt(self, nodes: Iterable[str]) -> None:
+        """The next report of each of these nodes is compared as a whole, whatever its number says."""
+        self._doubted.update(nodes)
+
     # -- writing ----------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
@@ -151,6 +156,8 @@ class Workspace:
         self._flush_allocations()
         self._flush_members()
         self._flush_announcements()
+        self.db.many(_DOUBT, [{"node_": node} for node in sorted(self._doubted)])
+        self._doubted.clear()
         self.ledger.flush(self.db)
 
     def next_id(self, model: type[Any]) -> int:
@@ -377,6 +384,8 @@ _END_MEMBERSHIP, _END_PORT_CLAIM = (
     .values(until_at=bindparam("now_"))
     for t in (_M, _P)
 )
+_R = table(NodeReported)
+_DOUBT = update(_R).where(_R.c.node == bindparam("node_")).values(resync=True)
 _INSERT_ANNOUNCEMENT = insert(_N)
 _END_ANNOUNCEMENT = update(_N).where(_N.c.id == bindparam("key_")).values(until_at=bindparam("now_"))
 _UPDATE_ANNOUNCEMENT = (

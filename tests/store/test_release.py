@@ -189,3 +189,19 @@ def test_an_expired_address_is_not_reclaimed(desk: Desk) -> None:
     assert desk.booked(WEB, "new").reclaimable == ()
     desk.do(WEB, Observe(WEB, "new"), Hold(WEB, "new", ip_address("10.0.0.1"), "default", HTTP))
     assert desk.booked(WEB).held[0].id != number
+
+
+def test_a_node_judged_gone_that_comes_back_is_heard(desk: Desk) -> None:
+    """It still holds the address, which is another's by now, and has nothing new to report: the book must know."""
+    number = desk.allocate(WEB, "10.0.0.1")
+    report = Agent().add().report()
+    desk.report(report)
+    desk.withdraw(WEB)
+    with desk.unit() as unit:
+        gone = [a.id for a in unit.releasing(1)[0].announcements]
+        unit.confirm_release(number, desk.now, gone=gone)
+        unit.commit()
+    desk.expire()
+    desk.allocate(DNS, "10.0.0.1")
+    outcome = desk.report(report)
+    assert (outcome.stale, outcome.made_up, outcome.changed) == (False, 1, frozenset({DNS}))
