@@ -193,8 +193,8 @@ class Engine:
                 for releasing in page:
                     self._judge(unit, releasing, shows, nodes, now, done)
                 last = page[-1].allocation.id
-            freed = [allocation.address for allocation in unit.expire(RELEASES_AT_ONCE)]
-            done.not_before(unit.next_expiry())
+            freed = [allocation.address for allocation in unit.expire(RELEASES_AT_ONCE, nodes)]
+            done.not_before(unit.next_expiry(nodes))
             if done.confirmed or freed:
                 unit.commit()
         # Only what is committed is free.

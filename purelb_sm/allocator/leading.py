@@ -221,7 +221,7 @@ class Leading:
         except DatabaseUnavailable:
             self._intake.remark(report.node for report in reports)
             raise
-        booked = sum(outcome.booked for outcome in outcomes)
+        booked = sum(outcome.booked + outcome.made_up for outcome in outcomes)
         self._metrics.reports.inc(booked)
         if booked:
             self._intake.releases_wanted.set()

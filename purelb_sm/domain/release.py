@@ -45,11 +45,11 @@ def may_confirm(
     settled_at = releasing.since + timedelta(seconds=settle_s)
     if now < settled_at:
         return Verdict(False, "the nodes to report", settled_at)
-    waits = [w for a in releasing.announcements if (w := _holds(a, nodes, now)) is not None]
+    waits = [w for a in releasing.announcements if (w := may_hold(a, nodes, now)) is not None]
     return waits[0] if waits else Verdict(True)
 
 
-def _holds(announcement: BookedAnnouncement, nodes: Collection[str] | None, now: datetime) -> Verdict | None:
+def may_hold(announcement: BookedAnnouncement, nodes: Collection[str] | None, now: datetime) -> Verdict | None:
     """Why this node may still hold the address, or None. A node that left the cluster holds nothing we can wait for."""
     if announcement.state in _OVER or (nodes is not None and announcement.node not in nodes):
         return None

@@ -48,6 +48,10 @@ _NOT_HELD = _A.c.state != literal(AllocationState.HELD.value)
 
 _ANNOUNCED = exists().where(_N.c.allocation_id == _A.c.id, _CURRENT, _PRESENT).label("announced")
 
+_OVER = [literal(state.value) for state in (AnnouncementState.ABSENT, AnnouncementState.FAILED)]
+MAY_BE_HELD = exists().where(_N.c.allocation_id == _A.c.id, _CURRENT, _N.c.state.not_in(_OVER))
+"""Of an allocation: some node's kernel holds it, or nobody can say."""
+
 ALLOCATIONS = select(_A, _ANNOUNCED)
 """To be given a condition: what `load_allocations` takes."""
 

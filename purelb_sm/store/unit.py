@@ -109,13 +109,17 @@ class Unit:
         """
         self._do(releasing.confirm_release, self._ws, allocation_id, quarantined_until, reason, gone)
 
-    def expire(self, limit: int) -> list[BookedAllocation]:
-        """Ends quarantines that are over: these addresses are free for any claim once this is committed."""
-        return self._do(releasing.expire, self._ws, limit)
+    def expire(self, limit: int, nodes: Collection[str] | None = None) -> list[BookedAllocation]:
+        """Ends quarantines that are over: these addresses are free for any claim once this is committed.
 
-    def next_expiry(self) -> datetime | None:
-        """When the next quarantine ends."""
-        return self._do(releasing.next_expiry, self._ws)
+        An address that a node was found to hold again waits on. `nodes` are the Nodes there are (None: not known, so
+        none is gone); one that left the cluster is not waited for.
+        """
+        return self._do(releasing.expire, self._ws, limit, nodes)
+
+    def next_expiry(self, nodes: Collection[str] | None = None) -> datetime | None:
+        """When asking `expire` again may free something: the end of a quarantine, or of a silent node's lifetime."""
+        return self._do(releasing.next_expiry, self._ws, nodes)
 
     def _commit(self) -> None:
         self._ws.flush()

@@ -205,3 +205,57 @@ def test_a_node_judged_gone_that_comes_back_is_heard(desk: Desk) -> None:
     desk.allocate(DNS, "10.0.0.1")
     outcome = desk.report(report)
     assert (outcome.stale, outcome.made_up, outcome.changed) == (False, 1, frozenset({DNS}))
+
+
+def came_back(desk: Desk, valid_s: int | None = 300) -> int:
+    """An address in quarantine that a node, once judged gone, was found to hold again."""
+    number = desk.allocate(WEB, "10.0.0.1")
+    report = Agent().add(valid_s=valid_s).report()
+    desk.report(report)
+    desk.withdraw(WEB)
+    with desk.unit() as unit:
+        gone = [a.id for a in unit.releasing(1)[0].announcements]
+        unit.confirm_release(number, desk.now + timedelta(seconds=10), gone=gone)
+        unit.commit()
+    desk.report(report)
+    return number
+
+
+def expired(desk: Desk, later_s: float, nodes: set[str] | None = None) -> list[int]:
+    desk.now += timedelta(seconds=later_s)
+    with desk.unit() as unit:
+        found = [a.id for a in unit.expire(10, nodes)]
+        unit.commit()
+    return found
+
+
+@pytest.mark.spec("B5", "A21")
+def test_a_quarantine_does_not_end_while_a_node_holds_the_address_again(desk: Desk) -> None:
+    """Else the address would be another's while that node still answers for it."""
+    number = came_back(desk)
+    assert expired(desk, 60) == []
+    with desk.unit() as unit:
+        assert unit.next_expiry() is None, "asking again before the node moved would be of no use"
+    desk.report(Agent("node1").add().remove().report())
+    assert expired(desk, 0) == [number]
+
+
+@pytest.mark.spec("B5")
+def test_a_silent_node_holds_up_a_quarantine_for_the_lifetime_of_its_address(desk: Desk) -> None:
+    number = came_back(desk, valid_s=300)
+    with desk.unit() as unit:
+        unit.lose_node("node1", "its Lease lapsed")
+        unit.commit()
+    lost = desk.now
+    assert expired(desk, 60) == []
+    with desk.unit() as unit:
+        assert unit.next_expiry() == lost + timedelta(seconds=300)
+    assert expired(desk, 300) == [number]
+    with desk.unit() as unit:
+        assert unit.lose_node("node1", "again").booked == 0
+
+
+def test_a_node_that_left_the_cluster_holds_up_no_quarantine(desk: Desk) -> None:
+    number = came_back(desk, valid_s=None)
+    assert expired(desk, 60, {"node1", "node2"}) == []
+    assert expired(desk, 60, {"node2"}) == [number]

@@ -204,7 +204,7 @@ class Bookkeeping(RuleBasedStateMachine):
     @invariant()
     def no_announcement_outlives_its_allocation(self) -> None:
         query = """SELECT n.id FROM announcement n JOIN allocation a ON a.id = n.allocation_id
-            WHERE n.until_at IS NULL AND a.state IN ('released')"""
+            WHERE n.until_at IS NULL AND a.released_at IS NOT NULL"""
         assert _column(self.engine, query) == []
 
     @precondition(lambda self: hasattr(self, "engine"))
