@@ -29,6 +29,7 @@ from purelb_sm.store import Book, Unit, schema
 from purelb_sm.store.audit import Audit
 from purelb_sm.store.engine import make_engine
 from tests.support.book import HTTP, NOW, Agent
+from tests.support.databases import PostgresqlCluster
 
 KEYS = [ServiceKey("n", name) for name in "abc"]
 ADDRESSES = [f"10.0.0.{n}" for n in range(3)]
@@ -257,19 +258,34 @@ def _column(engine: Engine, query: str) -> list[Any]:
 
 def _empty(engine: Engine) -> None:
     """Every example begins with an empty book: rows go, the schema stays."""
-    triggers = ("history_no_update", "history_no_delete")
     with engine.begin() as connection:
-        made = {name: connection.execute(_SQL_OF, {"name": name}).scalar_one() for name in triggers}
-        for name in triggers:
-            connection.execute(text(f"DROP TRIGGER {name}"))
-        for table in _TABLES:
-            connection.execute(text(f"DELETE FROM {table}"))
-        for statement in made.values():
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SET LOCAL session_replication_role = replica"))
+            connection.execute(text(f"TRUNCATE {', '.join(_TABLES)}"))
+            return
+        names = ("history_no_update", "history_no_delete")
+        made = [connection.execute(_SQL_OF, {"name": name}).scalar_one() for name in names]
+        for statement in (*(f"DROP TRIGGER {n}" for n in names), *(f"DELETE FROM {t}" for t in _TABLES), *made):
             connection.exec_driver_sql(statement)
 
 
 _SQL_OF = text("SELECT sql FROM sqlite_master WHERE name = :name")
 _TABLES = ("port_claim", "membership", "announcement", "allocation", "service", "history", "leadership", "node_report")
+
+
+def _search(url: str, examples: int, steps: int) -> None:
+    class Machine(Bookkeeping):
+        pass
+
+    Machine.url = url
+    Machine.TestCase.settings = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    Machine.TestCase().runTest()
 
 
 @pytest.mark.spec("B1", "A17", "E4")
@@ -278,15 +294,15 @@ def test_any_order_of_moves_keeps_the_book_true() -> None:
     shm = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(prefix="plb-book-", dir=shm if shm.is_dir() else None))
     try:
-        Bookkeeping.url = f"sqlite:///{folder / 'book.db'}"
-        schema.upgrade(Bookkeeping.url)
-        Bookkeeping.TestCase.settings = settings(
-            max_examples=30,
-            stateful_step_count=25,
-            deadline=None,
-            derandomize=True,
-            suppress_health_check=list(HealthCheck),
-        )
-        Bookkeeping.TestCase().runTest()
+        url = f"sqlite:///{folder / 'book.db'}"
+        schema.upgrade(url)
+        _search(url, 30, 25)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.spec("B6")
+def test_the_other_engine_keeps_it_true_as_well(postgresql_cluster: PostgresqlCluster) -> None:
+    url = postgresql_cluster.borrow()
+    _search(url, 5, 25)
+    postgresql_cluster.give_back(url)
