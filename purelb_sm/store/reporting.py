@@ -28,12 +28,6 @@ MAX_INTERFACE = 64
 
 _State, _Trigger = AnnouncementState, AnnouncementTrigger
 
-_FOUND = {
-    _Trigger.FOUND_PRESENT: _State.PRESENT,
-    _Trigger.FOUND_ABSENT: _State.ABSENT,
-    _Trigger.FOUND_FAILED: _State.FAILED,
-}
-
 _R = table(NodeReported)
 _N = table(Announcement)
 _HOLDING = (_State.ADDING, _State.PRESENT, _State.REMOVING)
@@ -164,14 +158,11 @@ class _Taking:
         if entry is None:
             self.ignored += 1
             return
-        if _FOUND.get(move.trigger) is entry.state:
-            self.ignored += 1
-            return
         details = {"reportedAt": render_time(move.at), "seq": move.seq}
         try:
             self._fire(entry, move.trigger, move.reason, details)
         except IllegalTransition:
-            # The book knew another state than the agent: what is true now, the full state will say.
+            # The book knew another state than the agent, or this very one: what is true, the full state will say.
             self.ignored += 1
             self._widen()
         else:

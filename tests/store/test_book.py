@@ -194,6 +194,18 @@ def test_a_service_that_asks_again_is_the_same_row(desk: Desk) -> None:
     assert [a.address for a in desk.booked(WEB).held] == [ONE]
 
 
+def test_of_two_namesakes_one_leaves_before_the_other_returns(desk: Desk) -> None:
+    """Both in one plan, and at no statement are there two live rows of the name."""
+    desk.do(WEB, Observe(WEB, "zz"))
+    desk.do(WEB, Withdraw(WEB, "zz", "deleted"))
+    desk.do(WEB, Observe(WEB, "aa"))
+    desk.do(WEB, Withdraw(WEB, "aa", "deleted"), Revive(WEB, "zz"), uid="zz")
+    service = desk.booked(WEB).service
+    assert service is not None
+    assert service.uid == "zz"
+    desk.do(WEB, Withdraw(WEB, "zz", "deleted"), Revive(WEB, "aa"), uid="aa")
+
+
 def test_an_address_is_not_reclaimed_by_another_claim(desk: Desk) -> None:
     number = desk.allocate(WEB, "10.0.0.1")
     desk.withdraw(WEB)
@@ -456,6 +468,15 @@ def test_groups_are_written_only_when_they_changed(desk: Desk) -> None:
         assert unit.accepted_pools() == {}
     told = [(r.trigger, r.group) for r in history_of(desk) if r.kind == "group"]
     assert told[2:] == [("accept", "default"), ("remove", "bad"), ("remove", "default")]
+
+
+def test_pools_that_are_read_otherwise_are_written_though_the_object_is_the_same(desk: Desk) -> None:
+    """A newer program may read an object differently than the one that wrote the book."""
+    record(desk, group())
+    narrow = Pool(AddressRange(ip_address("10.0.0.1"), ip_address("10.0.0.9")), ip_network("10.0.0.0/24"), 24)
+    record(desk, group(pools=(narrow,)))
+    with desk.unit() as unit:
+        assert unit.accepted_pools() == {"default": (narrow,)}
 
 
 def test_a_refused_group_is_not_accepted_any_more(desk: Desk) -> None:

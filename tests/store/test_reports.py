@@ -161,6 +161,18 @@ def test_moves_that_no_machine_has_are_replaced_by_the_full_state(desk: Desk) ->
     assert announcing(desk) == [("node1", "eth0", State.ADDING)]
 
 
+def test_one_impossible_move_among_good_ones_has_the_whole_state_compared(desk: Desk) -> None:
+    desk.allocate(WEB, "10.0.0.1")
+    desk.allocate(DNS, "10.0.0.2")
+    agent = Agent().add("10.0.0.1").add("10.0.0.2")
+    desk.report(agent.report())
+    agent.move(Trigger.REMOVED, State.ABSENT, "10.0.0.1")
+    agent.move(Trigger.REMOVE, State.REMOVING, "10.0.0.2")
+    outcome = desk.report(agent.report())
+    assert (outcome.booked, outcome.ignored, outcome.made_up) == (1, 4 + 1, 1)
+    assert [(str(a.address), a.state) for a in announcements(desk)] == [("10.0.0.2", State.REMOVING)]
+
+
 @pytest.mark.parametrize("before", [None, *(s for s in State if s not in (State.ABSENT, State.LOST))])
 @pytest.mark.parametrize("after", [s for s in State if s is not State.LOST])
 def test_from_any_state_the_full_state_leads_to_any_other(

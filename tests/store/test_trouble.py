@@ -316,7 +316,9 @@ def test_a_leader_that_hangs_does_not_lock_its_successor_out(postgresql_desk: De
         connection.commit()
         hung = connection.execute(text("SELECT * FROM leadership FOR UPDATE")).one()
         assert hung.term == postgresql_desk.term
-        assert Book.open(postgresql_desk.url, actor="next").raise_term(NOW) == postgresql_desk.term + 1
+        successor = Book.open(postgresql_desk.url, actor="next")
+        assert successor.raise_term(NOW) == postgresql_desk.term + 1
+        successor.close()
         connection.invalidate()
 
 
