@@ -159,6 +159,7 @@ def _service() -> None:
         _col("observed_at", TIME),
         sa.PrimaryKeyConstraint("uid", name=op.f("pk_service")),
     )
+    _index("ix_service_namespace_name", "service", ["namespace", "name"])
     _index("ix_service_waiting", "service", ["cluster", "since"], where="state = 'pending'")
     _index(
         "uq_service_live_name", "service", ["cluster", "namespace", "name"], where="state <> 'withdrawn'", unique=True
@@ -208,6 +209,7 @@ def _membership() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_membership")),
     )
     _index("ix_membership_allocation_id", "membership", ["allocation_id"])
+    _index("ix_membership_service_uid", "membership", ["service_uid"])
     _index("uq_membership_live", "membership", ["service_uid", "allocation_id"], where="until_at IS NULL", unique=True)
 
 

@@ -35,6 +35,7 @@ class Service(Base):
     __table_args__ = (
         partial("state <> 'withdrawn'", "uq_service_live_name", "cluster", "namespace", "name", unique=True),
         partial("state = 'pending'", "ix_service_waiting", "cluster", "since"),
+        Index("ix_service_namespace_name", "namespace", "name"),
     )
 
 
@@ -80,6 +81,7 @@ class Membership(Base):
     __table_args__ = (
         partial("until_at IS NULL", "uq_membership_live", "service_uid", "allocation_id", unique=True),
         Index("ix_membership_allocation_id", "allocation_id"),
+        Index("ix_membership_service_uid", "service_uid"),
     )
 
 

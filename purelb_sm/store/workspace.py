@@ -9,9 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
-
-from sqlalchemy import bindparam, func, insert, select, update
 
 from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.book import BookedAnnouncement
@@ -28,10 +25,11 @@ from purelb_sm.domain.states import (
 )
 from purelb_sm.domain.views import Port, ServiceKey
 from purelb_sm.machines import ALLOCATION, ANNOUNCEMENT, SERVICE, fire
-from purelb_sm.models import Allocation, Announcement, Membership, NodeReported, PortClaim, Service, ServiceGroup, table
+from purelb_sm.models import Allocation, Announcement, Base, table
+from purelb_sm.store import writing
 from purelb_sm.store.engine import Db
 from purelb_sm.store.entries import AllocationEntry, AnnouncementEntry, ServiceEntry
-from purelb_sm.store.history import Entry, Ledger, plain
+from purelb_sm.store.history import Entry, Ledger
 
 AnnouncementKey = tuple[int, str, str]
 """(allocation id, node, interface)."""
@@ -152,75 +150,36 @@ class Workspace:
 
     def flush(self) -> None:
         """Writes all that is pending. Raises Clash where a constraint refuses it."""
-        self._flush_services()
-        self._flush_allocations()
-        self._flush_members()
+        writing.write_services(self.db, self.cluster, self.services.values())
+        writing.write_allocations(self.db, self.allocations.values())
+        writing.write_members(self.db, self.now, self._leaves, self._joins)
+        self._joins, self._leaves = {}, set()
         self._flush_announcements()
-        self.db.many(_DOUBT, [{"node_": node} for node in sorted(self._doubted)])
+        writing.write_doubts(self.db, self._doubted)
         self._doubted.clear()
         self.ledger.flush(self.db)
 
-    def next_id(self, model: type[Any]) -> int:
+    def next_id(self, model: type[Base]) -> int:
         """A key nobody has: all writers take turns, so the highest one cannot change under us."""
         name = table(model).name
         if name not in self._ids:
-            row = self.db.row(_HIGHEST[name])
-            self._ids[name] = int(row[0] or 0) if row is not None else 0
+            self._ids[name] = writing.highest_id(self.db, name)
         self._ids[name] += 1
         return self._ids[name]
-
-    def _flush_services(self) -> None:
-        changed = [entry for entry in self.services.values() if entry.changed]
-        if not changed:
-            return
-        # The withdrawn first: their names may be taken by others of the same batch.
-        changed.sort(key=lambda entry: entry.state is not ServiceState.WITHDRAWN)
-        rows = [(entry.stored, _service_row(entry, self.cluster)) for entry in changed]
-        self.db.many(_UPDATE_SERVICE, [{"key_": row["uid"], **row} for stored, row in rows if stored])
-        self.db.many(_INSERT_SERVICE, [row for stored, row in rows if not stored])
-        for entry in changed:
-            entry.stored, entry.changed = True, False
-
-    def _flush_allocations(self) -> None:
-        changed = [entry for entry in self.allocations.values() if entry.changed]
-        if not changed:
-            return
-        rows = [(entry.stored, _allocation_row(entry)) for entry in changed]
-        self.db.many(_UPDATE_ALLOCATION, [{"key_": row["id"], **row} for stored, row in rows if stored])
-        self.db.many(_INSERT_ALLOCATION, [row for stored, row in rows if not stored])
-        for entry in changed:
-            entry.stored, entry.changed = True, False
-
-    def _flush_members(self) -> None:
-        ended = [{"allocation_": a, "service_": uid, "now_": self.now} for a, uid in sorted(self._leaves)]
-        self.db.many(_END_MEMBERSHIP, ended)
-        self.db.many(_END_PORT_CLAIM, ended)
-        members, ports = [], []
-        for (allocation, uid), claims in self._joins.items():
-            row = {"allocation_id": allocation, "service_uid": uid, "from_at": self.now}
-            members.append(row)
-            unique = dict.fromkeys((p.protocol, p.port) for p in claims)
-            ports += [{**row, "protocol": protocol, "port": port} for protocol, port in unique]
-        self.db.many(_INSERT_MEMBERSHIP, members)
-        self.db.many(_INSERT_PORT_CLAIM, ports)
-        self._joins, self._leaves = {}, set()
 
     def _flush_announcements(self) -> None:
         moved = [entry for entry in self.announcements.values() if entry.moved]
         touched = [entry for entry in self.announcements.values() if entry.touched and not entry.moved and entry.id]
-        self.db.many(_END_ANNOUNCEMENT, [{"key_": entry.id, "now_": self.now} for entry in moved if entry.id])
-        self.db.many(
-            _UPDATE_ANNOUNCEMENT,
-            [{"key_": e.id, "prefix_length": e.prefix_length, "valid_s": e.valid_s} for e in touched],
-        )
-        rows = []
+        writing.end_announcements(self.db, self.now, moved)
+        writing.change_announcements(self.db, touched)
+        beginning = []
         for entry in moved:
             if entry.state is AnnouncementState.ABSENT:
                 del self.announcements[(entry.allocation_id, entry.node, entry.interface)]
-                continue
-            entry.id, entry.since = self.next_id(Announcement), self.now
-            rows.append(_announcement_row(entry))
-        self.db.many(_INSERT_ANNOUNCEMENT, rows)
+            else:
+                entry.id, entry.since = self.next_id(Announcement), self.now
+                beginning.append(entry)
+        writing.begin_announcements(self.db, beginning)
         for entry in (*moved, *touched):
             entry.moved = entry.touched = False
 
@@ -313,83 +272,3 @@ class Workspace:
 
 def _text(state: StrEnum | None) -> str | None:
     return None if state is None else str(state)
-
-
-def _service_row(entry: ServiceEntry, cluster: str) -> dict[str, Any]:
-    return {
-        "uid": entry.uid,
-        "cluster": cluster,
-        "namespace": entry.key.namespace,
-        "name": entry.key.name,
-        "state": entry.state,
-        "reason": plain(entry.reason),
-        "message": plain(entry.message),
-        "group_name": entry.group,
-        "since": entry.since,
-        "observed_at": entry.observed_at,
-    }
-
-
-def _allocation_row(entry: AllocationEntry) -> dict[str, Any]:
-    return {
-        "id": entry.id,
-        "address": entry.address,
-        "address_text": str(entry.address),
-        "family": entry.family,
-        "group_name": entry.group,
-        "claim": entry.claim,
-        "state": entry.state,
-        "since": entry.since,
-        "held_at": entry.held_at,
-        "quarantined_until": entry.quarantined_until,
-        "released_at": entry.released_at,
-    }
-
-
-def _announcement_row(entry: AnnouncementEntry) -> dict[str, Any]:
-    return {
-        "id": entry.id,
-        "allocation_id": entry.allocation_id,
-        "node": entry.node,
-        "interface": entry.interface,
-        "prefix_length": entry.prefix_length,
-        "state": entry.state,
-        "valid_s": entry.valid_s,
-        "from_at": entry.since,
-    }
-
-
-_S, _A, _N = table(Service), table(Allocation), table(Announcement)
-_M, _P = table(Membership), table(PortClaim)
-
-_HIGHEST = {t.name: select(func.max(t.c.id)) for t in (_A, _N, table(ServiceGroup))}
-
-_INSERT_SERVICE = insert(_S)
-_UPDATE_SERVICE = (
-    update(_S)
-    .where(_S.c.uid == bindparam("key_"))
-    .values({name: bindparam(name) for name in ("state", "reason", "message", "group_name", "since")})
-)
-_INSERT_ALLOCATION = insert(_A)
-_UPDATE_ALLOCATION = (
-    update(_A)
-    .where(_A.c.id == bindparam("key_"))
-    .values({name: bindparam(name) for name in ("state", "since", "quarantined_until", "released_at")})
-)
-_INSERT_MEMBERSHIP, _INSERT_PORT_CLAIM = insert(_M), insert(_P)
-_END_MEMBERSHIP, _END_PORT_CLAIM = (
-    update(t)
-    .where(t.c.allocation_id == bindparam("allocation_"), t.c.service_uid == bindparam("service_"))
-    .where(t.c.until_at.is_(None))
-    .values(until_at=bindparam("now_"))
-    for t in (_M, _P)
-)
-_R = table(NodeReported)
-_DOUBT = update(_R).where(_R.c.node == bindparam("node_")).values(resync=True)
-_INSERT_ANNOUNCEMENT = insert(_N)
-_END_ANNOUNCEMENT = update(_N).where(_N.c.id == bindparam("key_")).values(until_at=bindparam("now_"))
-_UPDATE_ANNOUNCEMENT = (
-    update(_N)
-    .where(_N.c.id == bindparam("key_"))
-    .values(prefix_length=bindparam("prefix_length"), valid_s=bindparam("valid_s"))
-)
