@@ -122,6 +122,14 @@ async def test_ctrl_c_in_the_middle_of_the_demo_leaves_nothing() -> None:
     await nothing_is_left(demo.said)
 
 
+async def test_without_nodes_the_demo_says_what_it_leaves_out_and_shows_the_rest() -> None:
+    async with started("sandbox", "demo", "--nodes", "0") as demo:
+        status = await demo.ends(120)
+    assert status == 0, demo.said
+    assert "Left out, for want of network namespaces: nodes, traffic, failover." in demo.said
+    assert "the chain holds" in demo.said
+
+
 async def test_ctrl_c_while_the_sandbox_is_still_coming_up_leaves_nothing(tmp_path: Path) -> None:
     before = set(namespace.NETNS_DIRECTORY.glob("plb*"))
     async with started("sandbox", "up", "--nodes", "3", "--dir", str(tmp_path)) as up:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from typing import TextIO
 
-from purelb_sm.sandbox.demo.story import ClaimFailed, Story
+from purelb_sm.sandbox.demo.story import NAMESPACE, ClaimFailed, Story
 from purelb_sm.sandbox.demo.terminal import Terminal
 from purelb_sm.sandbox.launcher import CommandFailed, NotInTime, Options, Sandbox
 
@@ -20,12 +21,16 @@ async def demo(options: Options, stream: TextIO) -> bool:
     terminal.line("A Kubernetes API, nodes with an agent each, and an allocator, all on this machine:")
     sandbox = Sandbox(options, report=terminal.progress)
     try:
-        async with sandbox:
+        async with sandbox, AsyncExitStack() as stack:
             terminal.progress("ready")
             for one in sandbox.processes():
                 terminal.note(f"pid {one.pid:>7}  {one.name}")
             if options.door is not None:
                 terminal.note("Not root: the network namespaces below are those of a user namespace of this program.")
+            if options.kubeconfig is not None:
+                stack.push_async_callback(
+                    sandbox.kubectl, "delete", "namespace", NAMESPACE, "--wait=false", check=False
+                )
             story = Story(sandbox, terminal)
             try:
                 await story.tell()

@@ -15,9 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from purelb_sm.domain.names import INSTALL_NAMESPACE
+from purelb_sm.domain.names import INSTALL_NAMESPACE, LEADER_LEASE, NODE_LEASE_PREFIX
 from purelb_sm.kube.client import KubeClient
-from purelb_sm.kube.resources import NODES, SERVICE_GROUPS
+from purelb_sm.kube.resources import LEASES, NODE_ANNOUNCEMENTS, NODES, SERVICE_GROUPS
 from purelb_sm.sandbox.cluster import Cluster
 from purelb_sm.sandbox.launcher import contents, service_ports
 from purelb_sm.sandbox.launcher.api import ApiServer, EmulatedApi, RealApi
@@ -179,18 +179,26 @@ class Sandbox(Product):
 
     async def _fill(self) -> None:
         crds = contents.apply_crds(self.client)
-        made = [NODES.path(node) for node in self.nodes]
         nodes = (
             contents.apply_node(self.client, contents.node_object(name, self.cluster.layout.addresses(name)))
             for name in self.nodes
         )
         await asyncio.gather(contents.apply_namespace(self.client), crds, *nodes)
         if self.options.groups:
-            groups = contents.sample_groups()
-            made += [SERVICE_GROUPS.path(group["metadata"]["name"], INSTALL_NAMESPACE) for group in groups]
-            await contents.apply_groups(self.client, groups)
+            await contents.apply_groups(self.client, contents.sample_groups())
         if self.options.kubeconfig is not None:
-            self._stack.push_async_callback(contents.remove, self.client, made)
+            self._stack.push_async_callback(contents.remove, self.client, self._made())
+
+    def _made(self) -> list[str]:
+        """What an API server that outlives the sandbox must be rid of. The CRDs and the namespace stay."""
+        groups = contents.sample_groups() if self.options.groups else []
+        leases = [*(f"{NODE_LEASE_PREFIX}{node}" for node in self.nodes), LEADER_LEASE]
+        return [
+            *(NODES.path(node) for node in self.nodes),
+            *(LEASES.path(name, INSTALL_NAMESPACE) for name in leases),
+            *(NODE_ANNOUNCEMENTS.path(node, INSTALL_NAMESPACE) for node in self.nodes),
+            *(SERVICE_GROUPS.path(group["metadata"]["name"], INSTALL_NAMESPACE) for group in groups),
+        ]
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
