@@ -119,8 +119,9 @@ def _postgresql(url: URL, readonly: bool) -> Engine:
     options = [f"-c lock_timeout={LOCK_WAIT_S}s", "-c idle_in_transaction_session_timeout=60s", "-c timezone=UTC"]
     if readonly:
         options = ["-c default_transaction_read_only=on", "-c timezone=UTC"]
+    own = url.query.get("options", "")
     arguments = {
-        "options": " ".join(options),
+        "options": " ".join([*options, own if isinstance(own, str) else " ".join(own)]).strip(),
         "application_name": "purelb",
         "connect_timeout": 10,
         "keepalives_idle": 10,

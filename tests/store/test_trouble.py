@@ -322,6 +322,16 @@ def test_a_leader_that_hangs_does_not_lock_its_successor_out(postgresql_desk: De
         connection.invalidate()
 
 
+def test_options_of_the_url_are_kept_beside_ours(postgresql_cluster: PostgresqlCluster) -> None:
+    url = postgresql_cluster.borrow()
+    engine = make_engine(f"{url}&options=-c%20work_mem%3D7MB")
+    with engine.connect() as connection:
+        asked = [connection.execute(text(f"SHOW {name}")).scalar() for name in ("work_mem", "timezone")]
+    engine.dispose()
+    postgresql_cluster.give_back(url)
+    assert asked == ["7MB", "UTC"]
+
+
 def test_a_clash_names_no_more_than_the_constraint(desk: Desk) -> None:
     desk.allocate(WEB, "10.0.0.1")
     with pytest.raises(Clash) as caught:

@@ -95,7 +95,8 @@ class PostgresqlCluster:
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         log = (self.folder / "log").open("ab")
         self.process = subprocess.Popen(
-            [*_as_postgres(), str(self.programs / "postgres"), "-D", str(self.folder / "d"), *options],
+            # A test run that is killed takes its server with it.
+            [*_as_postgres("--pdeathsig", "INT"), self.programs / "postgres", "-D", self.folder / "d", *options],
             stdout=log,
             stderr=log,
             cwd=self.folder,
@@ -132,11 +133,10 @@ class PostgresqlCluster:
             raise RuntimeError(f"{command[0]}: {done.stderr or done.stdout}")
 
 
-def _as_postgres() -> list[str]:
+def _as_postgres(*more: str) -> list[str]:
     """PostgreSQL refuses to run as root, so root runs it as the user that the package made for it."""
-    if os.geteuid() != 0:
-        return []
-    return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--"]
+    user = ["--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
+    return ["setpriv", *user, *more, "--"] if user or more else []
 
 
 @pytest.fixture(scope="session")
