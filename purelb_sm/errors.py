@@ -44,6 +44,19 @@ class Reason(StrEnum):
     WAITING_FOR_FAMILIES = "WaitingForFamilies"
 
 
+MAX_SENTENCE = 900
+"""An Event takes 1024 characters; what a user wrote is quoted, not copied."""
+
+
+def sayable(text: str) -> str:
+    """`text` as Events, conditions, both databases and terminals all take it: printable, and not endless.
+
+    What is said must come back from the book as it went in, or it would be said again at every look.
+    """
+    shown = "".join(c if c.isprintable() else "\ufffd" for c in text[:MAX_SENTENCE])
+    return shown if len(text) <= MAX_SENTENCE else shown[:-1] + "…"
+
+
 class PurelbError(Exception):
     """Base of everything this package raises on purpose."""
 
@@ -56,9 +69,9 @@ class Refused(PurelbError):
     reason: Reason
 
     def __init__(self, reason: Reason, message: str) -> None:
-        super().__init__(message)
+        super().__init__(sayable(message))
         self.reason = reason
-        self.message = message
+        self.message = sayable(message)
 
 
 class InvalidInput(PurelbError):
@@ -87,7 +100,7 @@ class InvalidGroup(InvalidInput):
     def __init__(self, field: str, value: object, why: str) -> None:
         text = repr(value)
         shown = text if len(text) <= 80 else text[:77] + "..."
-        super().__init__(f"{field}: {shown}: {why}")
+        super().__init__(sayable(f"{field}: {shown}: {why}"))
         self.field = field
         self.value = value
         self.why = why

@@ -135,6 +135,8 @@ class Leading:
         for made in plans:
             self._count(made)
             view = views[made.key]
+            if made.again:
+                self._intake.queue.add(made.key)
             if view is not None and (made.publication is not None or made.events):
                 shown.append((made, view))
         if any(made.actions for made in plans):

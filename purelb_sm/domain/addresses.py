@@ -72,17 +72,8 @@ def parse_service_address(text: str) -> Address:
 
 def unusable(address: Address) -> str | None:
     """Why no Service may have this address, or None. RFC 6890 and the registries it names."""
-    if address.is_unspecified:
-        return "is the unspecified address"
-    if address.is_loopback:
-        return "is a loopback address"
-    if address.is_multicast:
-        return "is a multicast address"
-    if address.is_link_local:
-        return "is a link-local address"
-    if address.version == 4 and int(address) == 2**32 - 1:
-        return "is the broadcast address"
-    return None
+    found = _first_unusable(AddressRange(address, address))
+    return None if found is None else f"is {found[1]}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -125,6 +116,39 @@ class AddressRange:
 
     def __str__(self) -> str:
         return f"{self.first}-{self.last}"
+
+
+def unusable_within(range_: AddressRange) -> str | None:
+    """Which addresses of a range no Service may have, in a sentence, or None. The ends alone do not tell."""
+    found = _first_unusable(range_)
+    return None if found is None else f"contains {found[0]}, {found[1]}"
+
+
+_UNUSABLE = (
+    ("0.0.0.0/32", "the unspecified address"),
+    ("127.0.0.0/8", "a loopback address"),
+    ("169.254.0.0/16", "a link-local address"),
+    ("224.0.0.0/4", "a multicast address"),
+    ("255.255.255.255/32", "the broadcast address"),
+    ("::/128", "the unspecified address"),
+    ("::1/128", "a loopback address"),
+    ("::ffff:0:0/96", "an IPv4 address in IPv6 clothes"),
+    ("fe80::/10", "a link-local address"),
+    ("ff00::/8", "a multicast address"),
+)
+
+
+def _first_unusable(range_: AddressRange) -> tuple[Network, str] | None:
+    for network, covered, what in _NO_SERVICE_HAS:
+        if range_.overlaps(covered):
+            return network, what
+    return None
+
+
+_NO_SERVICE_HAS = tuple(
+    (network, AddressRange(network.network_address, network.broadcast_address), what)
+    for network, what in ((ip_network(text), what) for text, what in _UNUSABLE)
+)
 
 
 _DASH = re.compile(r"\s*-\s*")

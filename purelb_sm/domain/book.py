@@ -103,13 +103,17 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Reclaim:
-    """A releasing or quarantined address goes back to its claim, with the Service `uid` as member."""
+    """A releasing or quarantined address goes back to its claim, with the Service `uid` as member.
+
+    `group` is the one that has the address now; empty: as before.
+    """
 
     key: ServiceKey
     uid: str
     allocation_id: int
     address: Address
     ports: tuple[Port, ...]
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,13 +174,18 @@ class Publication:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be done about one key. All empty: the book and the cluster agree."""
+    """What is to be done about one key. All empty: the book and the cluster agree.
+
+    waiting  it was refused something: to be planned again when addresses come free or groups change
+    again    this was a first step: to be planned again once it is committed
+    """
 
     key: ServiceKey
     actions: tuple[Action, ...] = ()
     publication: Publication | None = None
     events: tuple[EventNote, ...] = ()
     waiting: bool = False
+    again: bool = False
 
     @property
     def silent(self) -> bool:

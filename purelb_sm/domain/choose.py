@@ -13,6 +13,9 @@ from purelb_sm.domain.groups import Group
 from purelb_sm.domain.requests import Request
 from purelb_sm.errors import Reason, Refused
 
+MAX_ADOPTED = 64
+"""More addresses than any group gives to one Service."""
+
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -30,22 +33,27 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """An address for a family. With `allocation_id` it is one the claim gets back, else it was free and is taken.
-
-    `adopted` says that the Service showed it already, and the book did not know.
-    """
+    """An address for a family. With `allocation_id` it is one the claim gets back, else it was free and is taken."""
 
     address: Address
     group: str
     allocation_id: int | None = None
-    adopted: bool = False
+
+
+def adopt(shown: Sequence[Address], world: World) -> list[Choice]:
+    """Of the addresses that a Service shows, those that are free: the book does not know that they are in use."""
+    found: list[Choice] = []
+    for address in shown[:MAX_ADOPTED]:
+        owner = world.free.group_of(address)
+        if owner is not None and world.free.take(address):
+            found.append(Choice(address, owner))
+    return found
 
 
 def choose(
     request: Request,
     missing: Sequence[Family],
     reclaimable: Sequence[BookedAllocation],
-    shown: Sequence[Address],
     world: World,
     beside: str | None = None,
 ) -> list[Choice]:
@@ -53,7 +61,7 @@ def choose(
 
     `beside` is the group of an address that the Service keeps: what is missing comes from the same. With
     PreferDualStack a family that the group has no pool for is left out. Order of preference: the address asked for,
-    the one the claim had, the one the Service already shows under our brand, the lowest free one (A5).
+    the one the claim had, the lowest free one (A5).
     """
     choices: list[Choice] = []
     try:
@@ -63,7 +71,7 @@ def choose(
         for family in missing:
             if family in asked:
                 continue
-            choice = _any(family, group, reclaimable, shown, world, lenient=not request.require_all)
+            choice = _any(family, group, reclaimable, world, lenient=not request.require_all)
             if choice is not None:
                 choices.append(choice)
         if not choices:
@@ -114,17 +122,13 @@ def _any(
     family: Family,
     group: Group,
     reclaimable: Sequence[BookedAllocation],
-    shown: Sequence[Address],
     world: World,
     *,
     lenient: bool,
 ) -> Choice | None:
     for allocation in reclaimable:
-        if allocation.family is family and allocation.group == group.name and group.pool_with(allocation.address):
+        if allocation.family is family and group.pool_with(allocation.address):
             return Choice(allocation.address, group.name, allocation.id)
-    for address in shown:
-        if family_of(address) is family and (owner := world.free.group_of(address)) and world.free.take(address):
-            return Choice(address, owner, adopted=True)
     if not group.pools_of(family):
         if lenient:
             return None

@@ -19,5 +19,5 @@ def parse_duration_s(text: str) -> float:
         total += float(match[1]) * _UNITS[match[2]]
         position = match.end()
     if not text or position != len(text):
-        raise ValueError(f"{text!r} is not a duration such as 5m or 90s")
+        raise ValueError("is not a duration such as 5m or 90s")
     return total

@@ -6,10 +6,12 @@ local, remote, external). Decides nothing about Services.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any
 
 from purelb_sm.domain.addresses import (
@@ -20,13 +22,15 @@ from purelb_sm.domain.addresses import (
     family_of,
     parse_network,
     parse_range,
-    unusable,
+    unusable_within,
 )
 from purelb_sm.domain.durations import parse_duration_s
 from purelb_sm.domain.views import ObjectView
 from purelb_sm.errors import InvalidAddress, InvalidGroup
 
 DEFAULT_QUARANTINE_S = 300.0
+MAX_QUARANTINE_S = 365 * 86400.0
+"""A longer one is a mistake, and may be more than a date can say."""
 MAX_POOLS = 1024
 """More pools than this in one group is a mistake, and would make every decision about it slow."""
 
@@ -115,12 +119,12 @@ def accept_groups(
     order = sorted(groups, key=lambda g: (before.get(g.name) != g.pools, g.created_at, g.name))
     accepted: dict[str, Group] = {}
     refused: dict[str, InvalidGroup] = {}
-    taken: list[tuple[Pool, str]] = []
+    taken = _Taken()
     for group in order:
-        clash = _first_clash(group, taken)
+        clash = taken.first_clash(group)
         if clash is None:
             accepted[group.name] = group
-            taken.extend((pool, group.name) for pool in group.pools)
+            taken.add(group)
         else:
             mine, theirs, other = clash
             refused[group.name] = InvalidGroup(
@@ -129,12 +133,26 @@ def accept_groups(
     return accepted, refused
 
 
-def _first_clash(group: Group, taken: Sequence[tuple[Pool, str]]) -> tuple[Pool, Pool, str] | None:
-    for pool in group.pools:
-        for other, name in taken:
-            if pool.range.overlaps(other.range):
-                return pool, other, name
-    return None
+class _Taken:
+    """The pools of the groups accepted so far: disjoint, and sorted, so that a clash is found by bisection."""
+
+    def __init__(self) -> None:
+        self._pools: list[tuple[Pool, str]] = []
+
+    def first_clash(self, group: Group) -> tuple[Pool, Pool, str] | None:
+        for pool in group.pools:
+            index = bisect_right(self._pools, _place(pool.range.last), key=lambda one: _place(one[0].range.first)) - 1
+            if index >= 0 and pool.range.overlaps(self._pools[index][0].range):
+                return pool, *self._pools[index]
+        return None
+
+    def add(self, group: Group) -> None:
+        self._pools.extend((pool, group.name) for pool in group.pools)
+        self._pools.sort(key=lambda one: _place(one[0].range.first))
+
+
+def _place(address: Address) -> tuple[int, int]:
+    return address.version, int(address)
 
 
 def _kind_of(version: str, spec: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -193,7 +211,7 @@ def _pool(where: str, item: Mapping[str, Any], family: Family | None, warnings: 
         raise InvalidGroup(f"{where}.pool", text, f"is not {family}")
     if not range_.within(subnet):
         raise InvalidGroup(f"{where}.pool", text, f"is not inside the subnet {subnet}")
-    why = unusable(range_.first) or unusable(range_.last)
+    why = unusable_within(range_)
     if why:
         raise InvalidGroup(f"{where}.pool", text, why)
     if warning:
@@ -221,19 +239,24 @@ def _aggregation(where: str, value: object, subnet: Network) -> int:
 
 
 def _refuse_overlaps_within(pools: Sequence[tuple[str, Pool]]) -> None:
-    for index, (where, pool) in enumerate(pools):
-        for other_where, other in pools[:index]:
-            if pool.range.overlaps(other.range):
-                raise InvalidGroup(where, str(pool.range), f"overlaps {other.range} of {other_where}")
+    ordered = sorted(range(len(pools)), key=lambda index: (_place(pools[index][1].range.first), index))
+    for one, next_ in pairwise(ordered):
+        # As long as no two neighbours overlap, each range ends before the next begins.
+        if pools[one][1].range.overlaps(pools[next_][1].range):
+            (other_where, other), (where, pool) = pools[min(one, next_)], pools[max(one, next_)]
+            raise InvalidGroup(where, str(pool.range), f"overlaps {other.range} of {other_where}")
 
 
 def _quarantine(where: str, value: object) -> float:
     if value is None:
         return DEFAULT_QUARANTINE_S
     try:
-        return parse_duration_s(_text(where, value))
+        duration_s = parse_duration_s(_text(where, value))
     except ValueError as error:
         raise InvalidGroup(where, value, str(error)) from None
+    if duration_s > MAX_QUARANTINE_S:
+        raise InvalidGroup(where, value, "is longer than 365d")
+    return duration_s
 
 
 def _flag(where: str, value: object) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from purelb_sm.domain import names
-from purelb_sm.domain.addresses import Address, family_of, in_family_order
+from purelb_sm.domain.addresses import Address, Family, family_of, in_family_order
 from purelb_sm.domain.book import (
     Action,
     Allocate,
@@ -31,7 +31,7 @@ from purelb_sm.domain.book import (
     Revive,
     Withdraw,
 )
-from purelb_sm.domain.choose import Choice, World, choose
+from purelb_sm.domain.choose import Choice, World, adopt, choose
 from purelb_sm.domain.groups import PoolType
 from purelb_sm.domain.publication import (
     branded,
@@ -43,8 +43,8 @@ from purelb_sm.domain.publication import (
     publish_withdrawn,
     shown_addresses,
 )
-from purelb_sm.domain.requests import Request, Whose, parse_request, whose
-from purelb_sm.domain.states import ServiceState
+from purelb_sm.domain.requests import Request, Whose, parse_request, usable_ports, whose
+from purelb_sm.domain.states import AllocationState, ServiceState
 from purelb_sm.domain.views import ServiceKey, ServiceView
 from purelb_sm.errors import Reason, Refused
 
@@ -58,6 +58,8 @@ def plan(key: ServiceKey, view: ServiceView | None, booked: Booked, world: World
     if view is None:
         return Plan(key, _withdraw(booked, "deleted"))
     asks = whose(view, world.load_balancer_class, world.default_class)
+    if asks is not Whose.ANOTHER_CLASS and (adopted := _adopt(view, booked, world)) is not None:
+        return adopted
     if asks is not Whose.OURS:
         return _not_ours(view, booked, asks)
     if _foreign(view, booked):
@@ -90,6 +92,23 @@ class _Draft:
             self.actions.append((Revive if known else Observe)(self.view.key, self.view.uid))
 
 
+def _adopt(view: ServiceView, booked: Booked, world: World) -> Plan | None:
+    """Books what a Service shows under our brand and the book has lost, whatever it asks for now.
+
+    It comes before any wish of anybody: what is shown must not be given to another, and if it is to go, it goes by the
+    release in two phases. What the Service asks for is looked at when this is committed.
+    """
+    if not branded(view) or not view.ingress or (booked.held and booked.service and booked.service.uid == view.uid):
+        return None
+    choices = adopt(shown_addresses(view), world)
+    if not choices:
+        return None
+    draft, why, ports = _Draft(view, booked), "adopted from the cluster", usable_ports(view)
+    draft.actions += [Hold(view.key, view.uid, c.address, c.group, ports, why) for c in choices]
+    draft.actions.append(Allocate(view.key, view.uid, choices[0].group, why))
+    return Plan(view.key, tuple(draft.actions), again=True)
+
+
 def _serve(view: ServiceView, booked: Booked, world: World, now: datetime) -> Plan:
     try:
         request = parse_request(view)
@@ -107,8 +126,7 @@ def _serve(view: ServiceView, booked: Booked, world: World, now: datetime) -> Pl
     choices: list[Choice] = []
     if missing:
         try:
-            shown = shown_addresses(view) if branded(view) else ()
-            choices = choose(request, missing, draft.reclaimable, shown, world, kept[0].group if kept else None)
+            choices = choose(request, missing, draft.reclaimable, world, kept[0].group if kept else None)
         except Refused as refusal:
             if not draft.held:
                 return _refuse(draft, refusal, now)
@@ -148,26 +166,39 @@ def _settle(
     view = draft.view
     draft.actions += [_hold(view, request, choice) for choice in choices]
     draft.actions += [Leave(view.key, view.uid, a.id, a.address, "not asked for any more") for a in leaving]
-    group = kept[0].group if kept else choices[0].group
+    addresses, group = _in_order([*kept, *choices], request.families)
     fresh = draft.service is None or draft.service.state is ServiceState.PENDING
     if choices or leaving or fresh:
-        adopted = any(choice.adopted for choice in choices)
-        draft.actions.append(Allocate(view.key, view.uid, group, "adopted from the cluster" if adopted else ""))
-    addresses = in_family_order(iter([a.address for a in kept] + [c.address for c in choices]), request.families)
+        draft.actions.append(Allocate(view.key, view.uid, group))
     publication = publish_allocated(
         view, addresses, group, _pool_type(view, group, world), condition_allocated(view, addresses, group, now)
     )
     draft.events += _warnings(view, request, addresses, group)
     draft.events += _allocated_events(view, addresses, group)
-    draft.events += [_released_event([a.address]) for a in leaving]
+    draft.events += [_released_event([a]) for a in _gone(view, leaving, draft.reclaimable) if a not in addresses]
     return _finish(draft, publication)
+
+
+def _in_order(holds: Sequence[BookedAllocation | Choice], families: Sequence[Family]) -> tuple[list[Address], str]:
+    """The addresses in the order of families, and the group to name: that of the first, so that every pass agrees."""
+    groups = {each.address: each.group for each in holds}
+    addresses = in_family_order(iter(groups), tuple(families))
+    return addresses, groups[addresses[0]]
+
+
+def _gone(
+    view: ServiceView, leaving: Sequence[BookedAllocation], reclaimable: Sequence[BookedAllocation]
+) -> list[Address]:
+    """What the Service loses: what leaves now, and what left before and is shown still, as the write was not taken."""
+    shown = shown_addresses(view)
+    late = [a for a in reclaimable if a.state is AllocationState.RELEASING and a.address in shown]
+    return [a.address for a in (*leaving, *late)]
 
 
 def _hold(view: ServiceView, request: Request, choice: Choice) -> Action:
     if choice.allocation_id is not None:
-        return Reclaim(view.key, view.uid, choice.allocation_id, choice.address, request.ports)
-    reason = "adopted from the cluster" if choice.adopted else ""
-    return Hold(view.key, view.uid, choice.address, choice.group, request.ports, reason)
+        return Reclaim(view.key, view.uid, choice.allocation_id, choice.address, request.ports, choice.group)
+    return Hold(view.key, view.uid, choice.address, choice.group, request.ports)
 
 
 def _keep(draft: _Draft, refusal: Refused, world: World, now: datetime) -> Plan:
@@ -176,9 +207,8 @@ def _keep(draft: _Draft, refusal: Refused, world: World, now: datetime) -> Plan:
     A slip in an annotation must never take traffic away.
     """
     view = draft.view
-    addresses = in_family_order((a.address for a in draft.held), tuple(a.family for a in draft.held))
+    addresses, group = _in_order(draft.held, [f for name in view.ip_families for f in Family if f.value == name])
     condition = condition_refused(view, refusal.reason, refusal.message, now)
-    group = draft.held[0].group
     publication = publish_allocated(view, addresses, group, _pool_type(view, group, world), condition)
     draft.events += _refused_events(view, refusal)
     return _finish(draft, publication, waiting=True)
@@ -200,10 +230,19 @@ def _refuse(draft: _Draft, refusal: Refused, now: datetime, *, touch: bool = Tru
 
 def _not_ours(view: ServiceView, booked: Booked, asks: Whose) -> Plan:
     """Its addresses are released; what is ours on the object goes, nothing else is touched (A12, A18)."""
-    actions = _withdraw(booked, asks.value)
-    ours = booked.service is not None or branded(view) or current_condition(view) is not None
-    publication = publish_withdrawn(view) if ours else None
-    events = (_released_event([a.address for a in booked.held]),) if booked.held else ()
+    service, actions = booked.service, _withdraw(booked, asks.value)
+    mine = service is not None and service.uid == view.uid
+    shows_ours = any(a.address in shown_addresses(view) for a in (*booked.held, *booked.reclaimable))
+    if asks is Whose.ANOTHER_CLASS:
+        # A brand that was copied with the rest of a manifest makes nothing ours.
+        concerns_us, ingress_is_ours = mine or booked.former is not None or shows_ours, shows_ours
+    else:
+        concerns_us = service is not None or branded(view) or current_condition(view) is not None or shows_ours
+        ingress_is_ours = shows_ours or branded(view)
+    publication = publish_withdrawn(view, ingress_is_ours=ingress_is_ours) if concerns_us else None
+    late = booked.reclaimable if publication is not None and branded(view) else ()
+    gone = [*(booked.held if mine else ()), *(a for a in late if a.state is AllocationState.RELEASING)]
+    events = (_released_event([a.address for a in gone]),) if gone else ()
     return Plan(view.key, actions, publication, events)
 
 
@@ -217,8 +256,12 @@ def _withdraw(booked: Booked, why: str) -> tuple[Action, ...]:
 
 def _foreign(view: ServiceView, booked: Booked) -> bool:
     """Another controller wrote this ingress: no brand of ours, and the book knows of no address for it (A31)."""
-    held = booked.held if booked.service is not None and booked.service.uid == view.uid else ()
-    return bool(view.ingress) and not branded(view) and not held
+    if not view.ingress or branded(view):
+        return False
+    if booked.held and booked.service is not None and booked.service.uid == view.uid:
+        return False
+    ours = {str(a.address) for a in booked.reclaimable}
+    return not all(entry.ip in ours for entry in view.ingress)
 
 
 def _foreign_refusal(view: ServiceView) -> Refused:

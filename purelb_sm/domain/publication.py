@@ -37,7 +37,9 @@ def publish_allocated(
     """Shows these addresses, in this order (A3)."""
     wanted = {names.ALLOCATED_BY: names.BRAND, names.ALLOCATED_FROM: group, names.POOL_TYPE: pool_type}
     changed: dict[str, str | None] = {k: v for k, v in wanted.items() if view.annotations.get(k) != v}
-    ingress_differs = [str(a) for a in addresses] != [entry.ip for entry in view.ingress]
+    # Servers that know no ipMode mean VIP by it.
+    shown = [(entry.ip, entry.hostname, entry.ip_mode or "VIP") for entry in view.ingress]
+    ingress_differs = [(str(a), "", "VIP") for a in addresses] != shown
     return _difference(view, tuple(addresses) if ingress_differs else None, changed, _with(view.conditions, condition))
 
 
@@ -49,12 +51,11 @@ def publish_refused(view: ServiceView, condition: Condition) -> Publication | No
     return _difference(view, ingress, annotations, _with(view.conditions, condition))
 
 
-def publish_withdrawn(view: ServiceView) -> Publication | None:
+def publish_withdrawn(view: ServiceView, *, ingress_is_ours: bool) -> Publication | None:
     """Takes away all that is ours from a Service that lives on without us (A18); nothing of anybody else's."""
-    mine = branded(view)
     annotations: dict[str, str | None] = {name: None for name in names.OURS if name in view.annotations}
     kept = tuple(c for c in view.conditions if c.type not in (names.CONDITION_ALLOCATED, names.CONDITION_ANNOUNCED))
-    return _difference(view, () if mine and view.ingress else None, annotations, kept)
+    return _difference(view, () if ingress_is_ours and view.ingress else None, annotations, kept)
 
 
 def condition_allocated(view: ServiceView, addresses: Iterable[Address], group: str, now: datetime) -> Condition:

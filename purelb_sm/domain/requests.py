@@ -10,6 +10,8 @@ from purelb_sm.domain.addresses import Address, Family, family_of, parse_service
 from purelb_sm.domain.views import Port, ServiceKey, ServiceView
 from purelb_sm.errors import InvalidAddress, Reason, Refused
 
+PROTOCOLS = frozenset({"TCP", "UDP", "SCTP"})
+
 
 class Whose(Enum):
     """Whether a Service is ours to serve."""
@@ -58,8 +60,22 @@ def parse_request(view: ServiceView) -> Request:
         require_all=require_all,
         group=_group_name(view),
         addresses=_addresses(view, families),
-        ports=view.ports,
+        ports=_ports(view),
     )
+
+
+def usable_ports(view: ServiceView) -> tuple[Port, ...]:
+    """Those that mean something. The API server lets no others in; the book would refuse the whole transaction."""
+    return tuple(p for p in view.ports if p.protocol in PROTOCOLS and 1 <= p.port <= 65535)
+
+
+def _ports(view: ServiceView) -> tuple[Port, ...]:
+    usable = usable_ports(view)
+    if len(usable) != len(view.ports):
+        odd = next(p for p in view.ports if p not in usable)
+        number = odd.port if abs(odd.port) < 10**6 else "out of range"
+        raise Refused(Reason.INVALID_REQUEST, f"port {number} with protocol {odd.protocol[:20]!r} is no port")
+    return usable
 
 
 def _families(view: ServiceView) -> tuple[tuple[Family, ...], bool]:

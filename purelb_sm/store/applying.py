@@ -87,6 +87,7 @@ def _reclaim(ws: Workspace, action: Reclaim) -> None:
     service = _asking(ws, action.uid, "reclaim")
     allocation = _allocation(ws, action.allocation_id)
     same = allocation.claim == str(action.key)
+    allocation.group = action.group or allocation.group
     ws.fire_allocation(allocation, AllocationTrigger.RECLAIM, uid=action.uid, same_claim=same)
     allocation.quarantined_until = None
     ws.join(allocation, service, action.ports)

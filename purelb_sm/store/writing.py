@@ -135,6 +135,7 @@ def _service_row(entry: ServiceEntry, cluster: str) -> dict[str, Any]:
 
 def _allocation_change(entry: AllocationEntry) -> dict[str, Any]:
     return {
+        "group_name": entry.group,
         "state": entry.state,
         "since": entry.since,
         "quarantined_until": entry.quarantined_until,

@@ -106,11 +106,12 @@ def test_v2_has_exactly_one_kind_and_v1_leaves_the_kind_to_the_agents() -> None:
     assert group("g", {"remote": pool}).pool_type is PoolType.REMOTE
     assert not group("g", {"remote": pool}).agent_decides
     assert group("g", {"local": pool}, version="v1").agent_decides
-    for spec, version in (({"local": pool, "remote": pool}, "v2"), ({"netbox": {}}, "v2"), ({"remote": pool}, "v1")):
+    for spec, version in (({"local": pool, "remote": pool}, "v2"), ({}, "v2"), ({"remote": pool}, "v1")):
         with pytest.raises(InvalidGroup, match="exactly one of"):
             group("g", spec, version=version)
-    with pytest.raises(InvalidGroup, match="not supported yet: list the ranges"):
-        group("g", {"netbox": {"url": "http://x"}}, version="v1")
+    for version in ("v1", "v2"):
+        with pytest.raises(InvalidGroup, match="not supported yet: list the ranges"):
+            group("g", {"netbox": {"url": "http://x"}}, version=version)
     with pytest.raises(InvalidGroup, match="not supported yet"):
         group("g", {"external": {}})
 

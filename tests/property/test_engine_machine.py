@@ -1,0 +1,510 @@
+"""The engine under any interleaving of users, a lagging watch, late and unanswered writes, nodes, crashes, failover.
+
+Rules play one move each of the cluster, the nodes or the allocator; after every move no address may be shown by, or
+booked for, two Services. In the end everything is given time and a working cluster, and then book and cluster must
+agree, nothing may be waiting that could be served, and a new leader must find nothing to do.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import sqlite3
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from purelb_sm.allocator.engine import Engine
+from purelb_sm.domain import names
+from purelb_sm.domain.addresses import Address, Family
+from purelb_sm.domain.book import Plan, Publication
+from purelb_sm.domain.freespace import FreeSpace
+from purelb_sm.domain.groups import Group
+from purelb_sm.domain.publication import branded, current_condition, shown_addresses
+from purelb_sm.domain.reports import NodeReport, ReportedAddress
+from purelb_sm.domain.states import AnnouncementState
+from purelb_sm.domain.views import Ingress, ObjectView, ServiceKey, ServiceView
+from purelb_sm.errors import TermLost
+from purelb_sm.store import Book, schema
+from purelb_sm.store.audit import Audit
+from tests.support.domain import NOW, group_view, pools, service
+
+KEYS = [ServiceKey("test", name) for name in "abc"]
+NODES = ("node1", "node2")
+FAMILIES = [
+    (("IPv4",), "SingleStack"),
+    (("IPv4", "IPv6"), "RequireDualStack"),
+    (("IPv4", "IPv6"), "PreferDualStack"),
+    (("IPv6", "IPv4"), "PreferDualStack"),
+]
+SPECS: list[Any] = [
+    None,
+    pools("10.0.0.1-10.0.0.1", "fd30::1-fd30::1", quarantine="0s"),
+    pools("10.0.0.1-10.0.0.3", "fd30::1-fd30::2", quarantine="10s"),
+    pools("10.0.0.2-10.0.0.4", quarantine="10s"),
+    pools("10.0.0.1-10.0.0.2", "fd30::1-fd30::1", quarantine="10s", kind="remote"),
+    {"local": {"v4pools": "junk"}},
+]
+WISHES = ["", "", "10.0.0.1", "10.0.0.2", "10.0.0.3,fd30::1", "junk"]
+GROUPS = ("default", "other")
+SETTLE_S = 3.0
+
+
+@dataclass
+class Kernel:
+    """A node: what its kernel holds, and the reports it has written."""
+
+    name: str
+    incarnation: int = 0
+    sequence: int = 0
+    holds: set[Address] = field(default_factory=set)
+    alive: bool = True
+    reports: list[NodeReport] = field(default_factory=list)
+
+    def write(self, now: Any) -> None:
+        self.sequence += 1
+        shown = tuple(ReportedAddress(a, "eth0", 24, AnnouncementState.PRESENT, now, 300) for a in sorted_(self.holds))
+        started = NOW + timedelta(microseconds=self.incarnation)
+        self.reports.append(NodeReport(self.name, str(self.incarnation), started, self.sequence, shown, ()))
+
+
+def sorted_(addresses: set[Address]) -> list[Address]:
+    return sorted(addresses, key=lambda a: (a.version, int(a)))
+
+
+@dataclass
+class Leader:
+    """An allocator that leads, or believes to: its engine, its watch's idea of the cluster, its writes under way."""
+
+    engine: Engine
+    book: Book
+    cache: dict[ServiceKey, ServiceView]
+    flying: list[Publication] = field(default_factory=list)
+    deposed: bool = False
+
+
+class EngineMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(
+            tempfile.mkdtemp(prefix="plb-machine-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+        )
+        self.url = f"sqlite:///{self.folder / 'book.db'}"
+        shutil.copyfile(template(), self.folder / "book.db")
+        self.reader = sqlite3.connect(self.folder / "book.db")
+        self.now = NOW
+        self.versions = itertools.count(100)
+        self.uids = itertools.count(1)
+        self.cluster: dict[ServiceKey, ServiceView] = {}
+        self.groups: dict[str, ObjectView] = {}
+        self.kernels = {name: Kernel(name) for name in NODES}
+        self.leader: Leader = self.new_leader()
+        self.old: list[Leader] = []
+
+    def teardown(self) -> None:
+        try:
+            self.converge()
+        finally:
+            for leader in (self.leader, *self.old):
+                leader.book.close()
+            self.reader.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    # -- the allocator ------------------------------------------------------------------------------------------
+
+    def new_leader(self) -> Leader:
+        book = Book.open(self.url, actor="machine")
+        term = book.raise_term(self.now)
+        engine = Engine(
+            book,
+            term,
+            clock=lambda: self.now,
+            load_balancer_class=names.LOAD_BALANCER_CLASS,
+            default_class=True,
+            settle_s=SETTLE_S,
+        )
+        leader = Leader(engine, book, dict(self.cluster))
+        self.look_at_groups(leader)
+        return leader
+
+    def look_at_groups(self, leader: Leader) -> None:
+        leader.engine.set_groups(list(self.groups.values()))
+
+    def plan(self, leader: Leader, keys: list[ServiceKey]) -> list[Plan]:
+        try:
+            made = leader.engine.plan_batch({key: leader.cache.get(key) for key in keys})
+        except TermLost:
+            assert leader is not self.leader
+            leader.deposed = True
+            return []
+        assert [m.key for m in made] == keys, "a key was left out of its batch"
+        for each in made:
+            if each.publication is not None:
+                leader.flying.append(each.publication)
+        return made
+
+    def deliver(self, leader: Leader, publication: Publication, *, answered: bool = True) -> bool:
+        """What the API server does with a status patch; True where it took it."""
+        current = self.cluster.get(publication.key)
+        if (
+            current is None
+            or current.uid != publication.uid
+            or current.resource_version != publication.resource_version
+        ):
+            return False
+        written = taken(current, publication, str(next(self.versions)))
+        self.cluster[publication.key] = written
+        if answered and (cached := leader.cache.get(publication.key)) is not None and cached.uid == written.uid:
+            leader.cache[publication.key] = written
+        return True
+
+    # -- rules: users -------------------------------------------------------------------------------------------
+
+    @initialize(spec=st.sampled_from(SPECS[1:4]))
+    def begin(self, spec: Any) -> None:
+        self.edit_group("default", spec, True)
+
+    @rule(key=st.sampled_from(KEYS), families=st.sampled_from(FAMILIES), wish=st.sampled_from(WISHES))
+    def create(self, key: ServiceKey, families: Any, wish: str) -> None:
+        if key in self.cluster:
+            return
+        self.cluster[key] = service(
+            key=key,
+            uid=f"uid-{next(self.uids)}",
+            resource_version=str(next(self.versions)),
+            ip_families=families[0],
+            ip_family_policy=families[1],
+            annotations={names.ADDRESSES: wish} if wish else {},
+        )
+
+    @rule(key=st.sampled_from(KEYS))
+    def delete(self, key: ServiceKey) -> None:
+        self.cluster.pop(key, None)
+
+    @rule(
+        key=st.sampled_from(KEYS),
+        change=st.sampled_from(["ClusterIP", "LoadBalancer", "other", "deleting", "unbrand", "touch"]),
+    )
+    def edit(self, key: ServiceKey, change: str) -> None:
+        view = self.cluster.get(key)
+        if view is None or view.deleting:
+            return
+        if change == "ClusterIP":
+            # The API server takes class and ingress away with the type.
+            view = replace(view, type="ClusterIP", load_balancer_class=None, ingress=())
+        elif change == "LoadBalancer":
+            view = replace(view, type="LoadBalancer")
+        elif change == "other" and view.type == "ClusterIP":
+            view = replace(view, type="LoadBalancer", load_balancer_class="example.com/other")
+        elif change == "deleting":
+            view = replace(view, deleting=True)
+        elif change == "unbrand":
+            kept = {k: v for k, v in view.annotations.items() if k not in names.OURS}
+            view = replace(view, annotations=kept)
+        self.put(key, view)
+
+    @rule(key=st.sampled_from(KEYS), families=st.sampled_from(FAMILIES[:3]))
+    def change_families(self, key: ServiceKey, families: Any) -> None:
+        view = self.cluster.get(key)
+        if view is not None and view.ip_families[0] == families[0][0]:
+            self.put(key, replace(view, ip_families=families[0], ip_family_policy=families[1]))
+
+    @rule(key=st.sampled_from(KEYS), wish=st.sampled_from(WISHES), group=st.sampled_from(["", *GROUPS, "nowhere"]))
+    def change_wish(self, key: ServiceKey, wish: str, group: str) -> None:
+        view = self.cluster.get(key)
+        if view is not None:
+            theirs = {names.ADDRESSES: wish, names.SERVICE_GROUP: group}
+            kept = {k: v for k, v in view.annotations.items() if k not in theirs}
+            self.put(key, replace(view, annotations=kept | {k: v for k, v in theirs.items() if v}))
+
+    def put(self, key: ServiceKey, view: ServiceView) -> None:
+        self.cluster[key] = replace(view, resource_version=str(next(self.versions)))
+
+    @rule(name=st.sampled_from(GROUPS), spec=st.sampled_from(SPECS), seen=st.booleans())
+    def edit_group(self, name: str, spec: Any, seen: bool) -> None:
+        self.groups.pop(name, None)
+        if spec is not None:
+            self.groups[name] = replace(group_view(name, spec), uid=f"g{next(self.uids)}", created_at=self.now)
+        if seen:
+            self.look_at_groups(self.leader)
+
+    # -- rules: the allocator -----------------------------------------------------------------------------------
+
+    @rule(seen=st.sets(st.sampled_from(KEYS)), keys=st.lists(st.sampled_from(KEYS), unique=True, min_size=1))
+    def batch(self, seen: set[ServiceKey], keys: list[ServiceKey]) -> None:
+        """The watch has brought some of what is new, and some keys are planned; their writes are under way."""
+        self.catch_up(self.leader, seen)
+        self.plan(self.leader, keys)
+
+    def catch_up(self, leader: Leader, keys: set[ServiceKey]) -> None:
+        for key in keys:
+            if key in self.cluster:
+                leader.cache[key] = self.cluster[key]
+            else:
+                leader.cache.pop(key, None)
+
+    @rule()
+    def work(self) -> None:
+        """An undisturbed moment: the watch is up to date, everything is planned, and every new write is taken."""
+        under_way, self.leader.flying = self.leader.flying, []
+        self.catch_up(self.leader, set(KEYS))
+        self.plan(self.leader, KEYS)
+        self.all_writes()
+        self.leader.flying = under_way
+
+    @precondition(lambda self: self.leader.flying)
+    @rule(data=st.data(), fate=st.sampled_from(["taken", "taken", "unanswered", "lost"]))
+    def a_write_arrives(self, data: Any, fate: str) -> None:
+        index = data.draw(st.integers(0, len(self.leader.flying) - 1))
+        publication = self.leader.flying.pop(index)
+        if fate != "lost":
+            self.deliver(self.leader, publication, answered=fate == "taken")
+
+    @precondition(lambda self: self.old)
+    @rule(plans=st.booleans())
+    def a_deposed_leader_goes_on(self, plans: bool) -> None:
+        old = self.old[-1]
+        if plans:
+            before = len(old.flying)
+            self.plan(old, KEYS)
+            assert old.deposed
+            assert len(old.flying) == before
+        elif old.flying:
+            self.deliver(old, old.flying.pop(0))
+
+    def all_writes(self) -> None:
+        while self.leader.flying:
+            self.deliver(self.leader, self.leader.flying.pop(0))
+
+    @rule()
+    def releases_are_looked_at(self) -> None:
+        self.release_pass()
+
+    def release_pass(self) -> None:
+        cache = self.leader.cache
+
+        def shows(key: ServiceKey, address: Address) -> bool:
+            view = cache.get(key)
+            return view is not None and str(address) in {entry.ip for entry in view.ingress}
+
+        self.leader.engine.release_pass(shows, frozenset(NODES))
+
+    @rule(paused=st.booleans())
+    def another_leads(self, paused: bool) -> None:
+        """A crash (what was under way is lost, or arrives late), or a leader that was only paused."""
+        if paused:
+            self.old.append(self.leader)
+        else:
+            self.leader.book.close()
+        self.leader = self.new_leader()
+
+    # -- rules: time and nodes ----------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([1, 4, 11]))
+    def time_passes(self, seconds: int) -> None:
+        # Agents act on what Services show within the time that a release settles in.
+        for kernel in self.kernels.values():
+            self.node_acts(kernel)
+        self.now += timedelta(seconds=seconds)
+
+    @rule()
+    def a_quiet_while(self) -> None:
+        """Nothing is planned, but whatever can be released is."""
+        for seconds in (4, 11, 1):
+            self.time_passes(seconds)
+            self.release_pass()
+
+    @rule(node=st.sampled_from(NODES))
+    def a_node_acts(self, node: str) -> None:
+        self.node_acts(self.kernels[node])
+
+    def node_acts(self, kernel: Kernel) -> None:
+        """Every node holds what any branded Service shows: harder on releases than an election would be."""
+        wanted = {a for v in self.cluster.values() if branded(v) for a in shown_addresses(v)}
+        if kernel.alive and kernel.holds != wanted:
+            kernel.holds = wanted
+            kernel.write(self.now)
+            self.leader.engine.take_reports(kernel.reports[-1:])
+
+    @rule(node=st.sampled_from(NODES), trouble=st.sampled_from(["silent", "restarted", "repeated"]))
+    def a_node_has_trouble(self, node: str, trouble: str) -> None:
+        kernel = self.kernels[node]
+        if trouble == "silent":
+            kernel.alive = False
+            self.leader.engine.lose_nodes([node], "its Lease lapsed")
+        elif trouble == "restarted":
+            kernel.alive, kernel.sequence = True, 0
+            kernel.incarnation += 1
+            kernel.write(self.now)
+            self.leader.engine.take_reports(kernel.reports[-1:])
+        elif len(kernel.reports) > 2:
+            self.leader.engine.take_reports(kernel.reports[-2:-1])
+            self.leader.engine.take_reports(kernel.reports[-1:])
+
+    # -- what must always be so ---------------------------------------------------------------------------------
+
+    @invariant()
+    def no_address_is_shown_by_two(self) -> None:
+        shown = Counter(a for view in self.cluster.values() for a in shown_addresses(view))
+        twice = [str(a) for a, count in shown.items() if count > 1]
+        assert not twice, f"{twice} shown by two Services"
+
+    @invariant()
+    def what_is_shown_is_booked_for_it(self) -> None:
+        owners = self.owners()
+        for key, view in self.cluster.items():
+            for address in shown_addresses(view):
+                assert owners.get(address) == str(key), f"{key} shows {address}, booked for {owners.get(address)}"
+
+    def owners(self) -> dict[Address, str]:
+        """Claims of everything that is not released."""
+        rows = self.reader.execute("SELECT address_text, claim FROM allocation WHERE released_at IS NULL")
+        return {ip_address(address): claim for address, claim in rows}
+
+    @invariant()
+    def free_space_is_what_the_book_says(self) -> None:
+        world = self.leader.engine._world
+        if world is None:
+            return
+        fresh = FreeSpace(world.groups)
+        fresh.take_all(self.owners())
+        for group in world.groups.values():
+            for family in Family:
+                assert world.free.counts(group.name, family) == fresh.counts(group.name, family)
+                assert world.free.lowest(group.name, family) == fresh.lowest(group.name, family)
+
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    def converge(self) -> None:
+        for kernel in self.kernels.values():
+            kernel.alive = True
+        self.look_at_groups(self.leader)
+        made: list[Plan] = []
+        for _ in range(12):
+            self.catch_up(self.leader, set(KEYS))
+            made = self.plan(self.leader, KEYS)
+            self.all_writes()
+            for kernel in self.kernels.values():
+                self.node_acts(kernel)
+                kernel.write(self.now)
+                self.leader.engine.take_reports(kernel.reports[-1:])
+            self.release_pass()
+            self.now += timedelta(seconds=400)
+            self.no_address_is_shown_by_two()
+        assert all(each.silent for each in made), f"no end of it: {made}"
+        self.book_and_cluster_agree(made)
+        self.a_new_leader_finds_nothing_to_do()
+        self.the_history_holds()
+
+    def book_and_cluster_agree(self, made: list[Plan]) -> None:
+        waiting = {each.key for each in made if each.waiting}
+        owners = self.owners()
+        shown = {a: str(k) for k, v in self.cluster.items() for a in shown_addresses(v)}
+        assert owners == shown, "what is booked is not what is shown"
+        groups = dict(self.leader.engine._groups)
+        for key, view in self.cluster.items():
+            ours = view.type == "LoadBalancer" and view.load_balancer_class is None and not view.deleting
+            if not ours:
+                assert not view.ingress
+                assert not set(view.annotations) & set(names.OURS)
+                assert current_condition(view) is None
+                continue
+            condition = current_condition(view)
+            assert condition is not None
+            assert (condition.status == "False") == (key in waiting)
+            if condition.status == "True":
+                assert len(view.ingress) == len(view.ip_families) or view.ip_family_policy == "PreferDualStack"
+            else:
+                self.could_not_be_served(view, groups)
+
+    def could_not_be_served(self, view: ServiceView, groups: dict[str, Group]) -> None:
+        """A plain request for the default group waits only while there is nothing free for it."""
+        if view.annotations.get(names.ADDRESSES) or view.annotations.get(names.SERVICE_GROUP) or view.ingress:
+            return
+        group = groups.get("default")
+        if group is None:
+            return
+        taken_ = set(self.owners())
+        wanted = [Family(f) for f in view.ip_families]
+        free = {f: any(a not in taken_ for p in group.pools_of(f) for a in each(p.range)) for f in wanted}
+        served = [f for f in wanted if group.pools_of(f)]
+        if view.ip_family_policy == "PreferDualStack":
+            assert not served or not all(free[f] for f in served)
+        else:
+            assert not all(free[f] for f in wanted)
+
+    def a_new_leader_finds_nothing_to_do(self) -> None:
+        before, head = dict(self.cluster), self.leader.engine.head()
+        self.another_leads(paused=False)
+        made = self.plan(self.leader, KEYS)
+        assert [each for each in made if not each.silent] == []
+        self.release_pass()
+        assert self.cluster == before
+        assert self.leader.engine.head()[0] == head[0] + 1  # the raised term
+
+    def the_history_holds(self) -> None:
+        audit = Audit.open(self.url)
+        try:
+            audit.verify()
+        finally:
+            audit.close()
+
+
+def each(range_: Any) -> Iterator[Address]:
+    for value in range(int(range_.first), int(range_.last) + 1):
+        yield ip_address(value)
+
+
+def taken(view: ServiceView, publication: Publication, version: str) -> ServiceView:
+    """The Service after the API server took the publication."""
+    kept = {k: v for k, v in view.annotations.items() if k not in publication.annotations}
+    ours = {k: v for k, v in publication.annotations.items() if v is not None}
+    ingress = view.ingress
+    if publication.ingress is not None:
+        ingress = tuple(Ingress(str(a), "", "VIP") for a in publication.ingress)
+    if view.type != "LoadBalancer":
+        ingress = ()
+    conditions = view.conditions if publication.conditions is None else publication.conditions
+    return replace(view, annotations=kept | ours, ingress=ingress, conditions=conditions, resource_version=version)
+
+
+_template: list[Path] = []
+
+
+def template() -> Path:
+    """A database with the schema, made once."""
+    if not _template:
+        path = Path(tempfile.mkdtemp(prefix="plb-template-")) / "template.db"
+        schema.upgrade(f"sqlite:///{path}")
+        _template.append(path)
+    return _template[0]
+
+
+@pytest.mark.spec("A17", "A19", "A20", "A21", "B1", "B4", "B5", "E4", "E6")
+def test_no_interleaving_gives_one_address_to_two_or_loses_one() -> None:
+    run_state_machine_as_test(
+        EngineMachine,
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
