@@ -137,7 +137,7 @@ def test_objects_of_the_cluster_have_their_events_in_default() -> None:
 def test_the_order_of_one_objects_events_is_kept() -> None:
     async def scenario(recorder: EventRecorder, connection: Connection) -> None:
         rng = random.Random(3)
-        connection.latency = lambda: rng.uniform(0, 0.05)
+        connection.latency = lambda: rng.uniform(0, 0.02)
         for i in range(15):
             for name in "abcd":
                 recorder.service(ServiceKey("web", name), name, "1", EventNote("Normal", "R", f"{i}"))
