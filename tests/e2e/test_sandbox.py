@@ -9,7 +9,7 @@ import pytest
 from purelb_sm.domain.names import INSTALL_NAMESPACE
 from purelb_sm.kube.resources import NODES, SERVICE_GROUPS, SERVICES
 from purelb_sm.sandbox.cluster import namespace
-from purelb_sm.sandbox.launcher import Options, Sandbox
+from purelb_sm.sandbox.launcher import CommandFailed, Options, Sandbox
 from tests.e2e.conftest import Start
 
 BARE = Options(nodes=2, allocator=False, agents=False)
@@ -75,6 +75,11 @@ async def test_a_second_sandbox_in_the_same_directory_finds_what_the_first_left(
     async with Sandbox(first.options) as second:
         assert await second.get(SERVICES, "web", "default") is not None
         assert await second.get(SERVICE_GROUPS, "default", INSTALL_NAMESPACE) is not None
+
+
+async def test_a_process_that_cannot_start_is_named_with_its_last_words(start_sandbox: Start) -> None:
+    with pytest.raises(CommandFailed, match="No such option: --no-such-flag"):
+        await start_sandbox(Options(nodes=1, agents=False, allocator_flags=("--no-such-flag",)))
 
 
 async def test_nothing_is_left_of_it(start_sandbox: Start) -> None:

@@ -129,7 +129,8 @@ class _Connection:
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._pump(self._reader, far_writer))
                 both.create_task(self._pump(far_reader, near_writer))
-        except* OSError as broken:
+        except ExceptionGroup as broken:
+            # Raised within an `except*` it comes out as a group again, with the Python 3.11.2 of Debian 12.
             raise broken.exceptions[0] from None
         for writer in self._writers:
             writer.close()

@@ -52,6 +52,7 @@ class Story:
         await self._routed_group()
         if self._sandbox.nodes:
             await self._reach_it()
+            await self._booked()
             await self._node_dies()
         else:
             self._terminal.note("Left out, for want of network namespaces: nodes, traffic, failover.")
@@ -128,11 +129,23 @@ class Story:
         answer = await self._connect(routed)
         self._claim(f"one of the nodes answers for {routed}", answer in self._sandbox.nodes, answer)
 
+    async def _booked(self) -> None:
+        """The nodes report at most once a second, so the book knows a moment later than everybody else."""
+        address, node = str(self._first_address_known), self._first_node
+        announced = re.compile(rf"{re.escape(node)} {NODE_INTERFACE} \(present")
+
+        async def known() -> bool:
+            return announced.search((await self._sandbox.purelb("who-had", address)).stdout) is not None
+
+        await self._wait(f"the book to know that {node} announces {address}", known)
+        self._announced_at = datetime.now(UTC)
+        who = await self._purelb("who-had", address)
+        self._claim("the book knows who has the address, and which node announces it", bool(announced.search(who)), who)
+
     async def _node_dies(self) -> None:
         address, node = self._first_address_known, self._first_node
         self._terminal.heading(f"5. {node}, which announces {address}, dies")
         self._terminal.note(f"{node} is cut off and its agent killed; nothing is said to the others.")
-        self._announced_at = datetime.now(UTC)
         await self._sandbox.power_off(node)
 
         async def elsewhere() -> str | None:

@@ -240,5 +240,6 @@ async def _all(starting: Sequence[Coroutine[Any, Any, None]]) -> None:
         async with asyncio.TaskGroup() as tasks:
             for one in starting:
                 tasks.create_task(one)
-    except* Exception as failed:
+    except ExceptionGroup as failed:
+        # Raised within an `except*` it comes out as a group again, with the Python 3.11.2 of Debian 12.
         raise failed.exceptions[0] from None
