@@ -204,6 +204,7 @@ class Agent:
             group.create_task(self.liveness.run())
             group.create_task(self.upkeep.watch_kernel())
             group.create_task(self.upkeep.run())
+            group.create_task(self.upkeep.announcer.frames.run())
             group.create_task(self._take_part())
             group.create_task(self._tell())
 
@@ -242,7 +243,6 @@ class Agent:
             except (NetError, TimeoutError) as error:
                 log.error("not_all_withdrawn", error=str(error), left=len(announcer.holdings))
             log.info("stopping", left=len(announcer.holdings))
-        await announcer.frames.close()
         try:
             async with asyncio.timeout(GOODBYE_S):
                 if not self._settings.keep_on_exit:

@@ -1,10 +1,16 @@
-"""Gratuitous ARP and unsolicited neighbour advertisements, after an address has come to this node (C7)."""
+"""Gratuitous ARP and unsolicited neighbour advertisements, after an address has come to this node (C7).
+
+One task sends for all addresses, by when they are due: when a node takes over thousands, a task for each would weigh
+more than all else that the agent remembers of them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -15,48 +21,78 @@ from purelb_sm.net import KernelProtocol, NetError
 log = structlog.get_logger(__name__)
 
 
+@dataclass(slots=True, order=True)
+class _Series:
+    """What is still to be sent about one address. `due` is on the loop's clock."""
+
+    due: float
+    where: Where = field(compare=False)
+    left: int = field(compare=False)
+    config: GarpConfig = field(compare=False)
+
+
 class Frames:
-    """One series of frames per address and interface, each ended as soon as the address is not ours any more."""
+    """One series of frames per address and interface, each ended as soon as the address is not ours any more.
+
+    Run `run()` as a task; what is not `async` may be called at any time.
+    """
 
     def __init__(self, kernel: KernelProtocol, still_ours: Callable[[Where], bool]) -> None:
         self.sent = 0
         self.config = GarpConfig()
         self._kernel = kernel
         self._still_ours = still_ours
-        self._series: dict[Where, asyncio.Task[None]] = {}
+        self._series: dict[Where, _Series] = {}
+        self._due: list[_Series] = []
+        self._wake = asyncio.Event()
 
     def start(self, where: Where) -> None:
         """Begins a series; one that still runs for the same address is replaced."""
         self.stop(where)
         if self.config.enabled:
-            self._series[where] = asyncio.create_task(self._send(where, self.config), name=f"frames {where[0]}")
+            due = asyncio.get_running_loop().time() + self.config.initial_delay_s
+            self._queue(_Series(due, where, self.config.count, self.config))
 
     def stop(self, where: Where) -> None:
-        series = self._series.pop(where, None)
-        if series is not None:
-            series.cancel()
+        """Ends the series of this address, if there is one."""
+        self._series.pop(where, None)
 
-    async def close(self) -> None:
-        series = list(self._series.values())
-        for where in list(self._series):
-            self.stop(where)
-        await asyncio.gather(*series, return_exceptions=True)
+    async def run(self) -> None:
+        """Sends what is due, until cancelled."""
+        while True:
+            self._wake.clear()
+            pause_s = self._due[0].due - asyncio.get_running_loop().time() if self._due else None
+            if pause_s is None or pause_s > 0:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await self._wake.wait()
+                continue
+            series = heapq.heappop(self._due)
+            # One that was stopped or replaced is still in the heap, and nothing more than that.
+            if self._series.get(series.where) is series:
+                await self._send(series)
 
-    async def _send(self, where: Where, config: GarpConfig) -> None:
-        address, interface = where
+    async def _send(self, series: _Series) -> None:
+        address, interface = series.where
+        verify = series.config.verify
         try:
             self.sent += await self._kernel.announce(
-                address,
-                interface,
-                config.initial_delay_s,
-                config.count,
-                config.interval_s,
-                still_ours=(lambda: self._still_ours(where)) if config.verify else (lambda: True),
+                address, interface, 0.0, 1, still_ours=lambda: not verify or self._still_ours(series.where)
             )
         except NetError as error:
             # The address is there and answers; only caches that still name another node are not corrected.
             log.warning("not_told_to_neighbours", address=str(address), interface=interface, error=str(error))
-        finally:
-            if self._series.get(where) is asyncio.current_task():
-                with contextlib.suppress(KeyError):
-                    del self._series[where]
+            self.stop(series.where)
+        if self._series.get(series.where) is not series:
+            return
+        series.left -= 1
+        if series.left <= 0 or (verify and not self._still_ours(series.where)):
+            self.stop(series.where)
+        else:
+            series.due += series.config.interval_s
+            self._queue(series)
+
+    def _queue(self, series: _Series) -> None:
+        self._series[series.where] = series
+        heapq.heappush(self._due, series)
+        self._wake.set()

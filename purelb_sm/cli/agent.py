@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from purelb_sm.cli import logs
+from purelb_sm.cli.lean import postpone_init
 from purelb_sm.cli.stopping import until_told_to_stop
 from purelb_sm.domain import names
 from purelb_sm.errors import PurelbError
@@ -71,6 +72,8 @@ def agent(
 
 async def _serve(settings: AgentSettings) -> None:
     """Puts the process together and runs it until SIGTERM or SIGINT."""
+    for package in ("kubernetes", "pyroute2"):
+        postpone_init(package)
     # Imported here: the other verbs need neither the kernel nor the cluster.
     from purelb_sm.agent.agent import Agent
     from purelb_sm.kube.client import KubeClient

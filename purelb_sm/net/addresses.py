@@ -14,7 +14,7 @@ import errno
 import socket
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
@@ -56,11 +56,11 @@ class Entry:
         return bool(self.flags & IFA_F_NOPREFIXROUTE)
 
 
-def entries(sock: nl.RtnlSocket) -> list[Entry]:
-    """The whole table, both families, all interfaces."""
+def entries(sock: nl.RtnlSocket) -> Iterator[Entry]:
+    """The whole table, both families, all interfaces. Asked for at once, read one by one: most are looked at once."""
     messages = sock.dump(nl.RTM_GETADDR, _IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
     parsed = (_entry(body) for kind, _flags, body in messages if kind == nl.RTM_NEWADDR)
-    return [entry for entry in parsed if entry is not None]
+    return (entry for entry in parsed if entry is not None)
 
 
 def _entry(body: bytes) -> Entry | None:
@@ -73,9 +73,11 @@ def _entry(body: bytes) -> Entry | None:
     if _IFA_FLAGS in found:
         flags = struct.unpack("=I", found[_IFA_FLAGS])[0]
     valid = struct.unpack_from("=II", found[_IFA_CACHEINFO])[1] if _IFA_CACHEINFO in found else _INFINITE
+    address = kind(found.get(_IFA_LOCAL, peer))
     return Entry(
-        address=kind(found.get(_IFA_LOCAL, peer)),
-        peer=kind(peer),
+        address=address,
+        # One object for both, where a table of thousands has it in memory at once.
+        peer=address if address.packed == peer else kind(peer),
         prefix_length=prefix_length,
         index=index,
         flags=flags,
@@ -181,7 +183,8 @@ class AddressTable:
         indexes = {name: links.index_of(self._link_sock, name) for name in {one.interface for one in named}}
         table: dict[tuple[int, IPAddress], list[Entry]] = defaultdict(list)
         for entry in entries(self._sock):
-            table[entry.index, entry.address].append(entry)
+            if entry.address in work.answers:
+                table[entry.index, entry.address].append(entry)
         kept: set[Key] = set()
         for wanted in add:
             index = indexes[wanted.interface]

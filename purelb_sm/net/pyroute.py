@@ -28,7 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pyroute2 import AsyncIPRoute, NetlinkDecodeError, NetlinkDumpInterrupted, NetlinkError
+from pyroute2.iproute.linux import AsyncIPRoute
 from pyroute2.iproute.parsers import default_routes, get_header
 from pyroute2.netlink import (
     NLA_F_NESTED,
@@ -40,6 +40,7 @@ from pyroute2.netlink import (
     nlmsg,
     rtnl,
 )
+from pyroute2.netlink.exceptions import NetlinkDecodeError, NetlinkDumpInterrupted, NetlinkError
 from pyroute2.netlink.nlsocket import NetlinkRequest
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg

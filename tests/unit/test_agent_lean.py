@@ -1,0 +1,28 @@
+"""The agent's process imports what it uses, and what it left out is there for whoever asks for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SEES = """
+import sys
+from purelb_sm.cli.lean import postpone_init
+for package in ("kubernetes", "pyroute2", "no_such_package", "json"):
+    postpone_init(package)
+import purelb_sm.agent.agent
+from purelb_sm.net import Kernel
+unwanted = ("kubernetes.client", "kubernetes.dynamic", "requests", "pyroute2.ndb", "sqlalchemy", "alembic", "psycopg")
+assert not [name for name in unwanted if name in sys.modules], [name for name in unwanted if name in sys.modules]
+import kubernetes, pyroute2
+assert not hasattr(pyroute2, "__nothing__")
+assert pyroute2.NDB and kubernetes.client.CoreV1Api
+from pyroute2 import AsyncIPRoute
+from pyroute2.iproute.linux import AsyncIPRoute as same
+assert AsyncIPRoute is same
+"""
+
+
+def test_an_agent_imports_no_database_and_no_second_client() -> None:
+    done = subprocess.run([sys.executable, "-c", SEES], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
