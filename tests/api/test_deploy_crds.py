@@ -17,7 +17,7 @@ from purelb_sm.domain.reports import parse_report
 from purelb_sm.errors import Invalid
 from purelb_sm.kube.client import KubeClient
 from purelb_sm.kube.objects import NODE_ANNOUNCEMENT, SERVICE_GROUP
-from purelb_sm.kube.resources import LB_NODE_AGENTS, NODE_ANNOUNCEMENTS, SERVICE_GROUPS, Resource
+from purelb_sm.kube.resources import LB_NODE_AGENTS, NODE_ANNOUNCEMENTS, SERVICE_GROUPS, SERVICES, Resource
 from purelb_sm.sandbox.apiserver import ApiServer, serve, write_kubeconfig
 from purelb_sm.sandbox.launcher import contents
 from purelb_sm.sandbox.launcher.api import kubectl
@@ -241,3 +241,24 @@ async def test_fields_that_we_do_not_know_are_named_by_kubectl_instead_of_ignore
     )
     with pytest.raises(AssertionError, match=r'unknown field "spec\.enforceNamespaces"'):
         await api.kubectl("apply", "-f", "-", stdin=manifest)
+
+
+PAGE_GROUP = {"local": {"v4pools": [{"subnet": "172.31.1.0/24", "pool": "172.31.1.0/24", "aggregation": "/32"}]}}
+PAGE_SERVICES = [
+    ("servicetest", "localaddr", {"ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack"}),
+    ("specificaddress", "virtualsub", {"loadBalancerIP": "172.31.1.225"}),
+    ("endpoints", "virtualsub", {"externalTrafficPolicy": "Local", "ipFamilyPolicy": "SingleStack"}),
+]
+
+
+async def test_the_objects_of_purelbs_page_are_taken_as_they_stand(api: Api) -> None:
+    await api.create(V1_GROUPS, PAGE_GROUP, "virtualsub")
+    for name, group, spec in PAGE_SERVICES:
+        body = {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": name, "annotations": {"purelb.io/service-group": group}},
+            "spec": {"type": "LoadBalancer", "ports": [{"port": 80, "targetPort": 8080}], **spec},
+        }
+        created = _decode(await api.client.request("POST", SERVICES.collection("default"), body=body))
+        assert {**created["spec"], **spec} == created["spec"]
