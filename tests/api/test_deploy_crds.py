@@ -244,7 +244,7 @@ async def test_fields_that_we_do_not_know_are_named_by_kubectl_instead_of_ignore
 
 
 PAGE_GROUP = {"local": {"v4pools": [{"subnet": "172.31.1.0/24", "pool": "172.31.1.0/24", "aggregation": "/32"}]}}
-PAGE_SERVICES = [
+PAGE_SERVICES: list[tuple[str, str, dict[str, Any]]] = [
     ("servicetest", "localaddr", {"ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack"}),
     ("specificaddress", "virtualsub", {"loadBalancerIP": "172.31.1.225"}),
     ("endpoints", "virtualsub", {"externalTrafficPolicy": "Local", "ipFamilyPolicy": "SingleStack"}),
