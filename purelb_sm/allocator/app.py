@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 
 import structlog
@@ -32,6 +32,9 @@ from purelb_sm.store import Book
 log = structlog.get_logger(__name__)
 
 Clock = Callable[[], datetime]
+
+LAST_HEAD_S = 0.5
+"""An end waits no longer than this for the last head of the history: somebody may have the database locked."""
 
 
 def utc_now() -> datetime:
@@ -68,12 +71,16 @@ class Allocator:
 
     async def run(self) -> None:
         """Keeps the caches, and leads whenever elected. On the way out: transactions end, the Lease is let go (D9)."""
-        try:
-            async with self._recorder, asyncio.TaskGroup() as group:
-                group.create_task(self.intake.run())
-                group.create_task(self._candidate())
-        finally:
-            self._thread.close()
+        async with AsyncExitStack() as ending:
+            async with self._recorder:
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        group.create_task(self.intake.run())
+                        group.create_task(self._candidate())
+                finally:
+                    # Beside the last Events, not after them: together they have to end in time.
+                    closing = asyncio.create_task(self._thread.close())
+                    ending.push_async_callback(lambda: closing)
 
     def checks(self) -> dict[str, bool]:
         """For /readyz: a standby with fresh caches is ready too."""
@@ -123,8 +130,9 @@ class Allocator:
             self.intake.stop_leading()
             self.leading = None
             # The last word goes out with the Lease. Behind whatever transaction still runs in the book's thread.
-            with suppress(StoreError):
-                self._show_head(await self._thread.call(self._book.head))
+            with suppress(StoreError, TimeoutError):
+                async with asyncio.timeout(LAST_HEAD_S):
+                    self._show_head(await self._thread.call(self._book.head))
 
     def _show_head(self, head: tuple[int, str]) -> None:
         """The head of the history goes into the Lease with its next renewal, so that a cut-off tail shows (B4)."""

@@ -21,7 +21,7 @@ from purelb_sm.domain.plan import plan
 from purelb_sm.domain.release import may_confirm
 from purelb_sm.domain.reports import NodeReport
 from purelb_sm.domain.views import ObjectView, ServiceKey, ServiceView
-from purelb_sm.errors import Clash, IllegalTransition, InvalidGroup, PurelbError
+from purelb_sm.errors import DatabaseUnavailable, InvalidGroup, PurelbError, TermLost
 from purelb_sm.store import Book, ReportOutcome, Unit
 
 log = structlog.get_logger(__name__)
@@ -86,6 +86,10 @@ class Engine:
                 parsed.append(parse_group(view))
             except InvalidGroup as error:
                 refused[view.name] = error
+            except Exception:
+                # A mistake of ours must not cost the other groups.
+                log.exception("group_not_understood", group=view.name)
+                refused[view.name] = InvalidGroup("spec", "", "cannot be read")
         now = self._clock()
         with self._book.transaction(self.term, now) as unit:
             before = {name: group.pools for name, group in self._groups.items()} or unit.accepted_pools()
@@ -111,22 +115,23 @@ class Engine:
     # Services.
 
     def plan_batch(self, views: Mapping[ServiceKey, ServiceView | None]) -> list[Plan]:
-        """Plans and commits all keys in one transaction; one by one where together they clash.
+        """Plans and commits all keys in one transaction; in halves where that fails, down to the one that is to blame.
 
-        Returns only plans that are committed. A key that cannot be booked at all is logged and left out: it blocks
-        nobody else.
+        Returns only plans that are committed. A key that cannot be planned or booked, for whatever reason, is logged
+        and left out: it blocks nobody else. Raises DatabaseUnavailable: some of it may have been kept.
         """
         try:
             return self._plan_together(views)
-        except (Clash, IllegalTransition) as error:
+        except (TermLost, DatabaseUnavailable):
+            raise
+        except Exception as error:
             if len(views) == 1:
-                log.error("plan_not_booked", service=str(next(iter(views))), error=str(error))
+                log.error("plan_not_booked", service=str(next(iter(views))), error=str(error), exc_info=_odd(error))
                 return []
-            log.warning("batch_replayed_one_by_one", services=len(views), error=str(error))
-        done: list[Plan] = []
-        for key, view in views.items():
-            done += self.plan_batch({key: view})
-        return done
+            log.warning("batch_halved", services=len(views), error=str(error))
+        items = list(views.items())
+        half = len(items) // 2
+        return [*self.plan_batch(dict(items[:half])), *self.plan_batch(dict(items[half:]))]
 
     def _plan_together(self, views: Mapping[ServiceKey, ServiceView | None]) -> list[Plan]:
         now = self._clock()
@@ -150,6 +155,10 @@ class Engine:
         with self._book.transaction(self.term, self._clock()) as unit:
             return [service.key for service in unit.live_services()]
 
+    def any_free(self, addresses: Collection[Address]) -> bool:
+        """Whether one of these may be had; True where that is not known without asking the book."""
+        return self._world is None or any(self._world.free.is_free(address) for address in addresses)
+
     def waiting_keys(self, limit: int) -> list[ServiceKey]:
         """Pending Services, the longest waiting first (A29)."""
         with self._book.transaction(self.term, self._clock()) as unit:
@@ -164,9 +173,11 @@ class Engine:
                 outcomes = [unit.take_report(report) for report in reports]
                 unit.commit()
                 return outcomes
-        except IllegalTransition as error:
+        except (TermLost, DatabaseUnavailable):
+            raise
+        except Exception as error:
             if len(reports) == 1:
-                log.error("report_not_booked", node=reports[0].node, error=str(error))
+                log.error("report_not_booked", node=reports[0].node, error=str(error), exc_info=_odd(error))
                 return []
         return [outcome for report in reports for outcome in self.take_reports([report])]
 
@@ -187,21 +198,25 @@ class Engine:
         """Confirms what nothing shows any more, and frees what has been in quarantine long enough (B5, A21)."""
         now = self._clock()
         done = ReleasePass()
-        with self._book.transaction(self.term, now) as unit:
-            last = 0
-            while page := unit.releasing(RELEASES_AT_ONCE, last):
-                for releasing in page:
-                    self._judge(unit, releasing, shows, nodes, now, done)
-                last = page[-1].allocation.id
-            freed = [allocation.address for allocation in unit.expire(RELEASES_AT_ONCE, nodes)]
-            done.not_before(unit.next_expiry(nodes))
-            if done.confirmed or freed:
-                unit.commit()
+        try:
+            with self._book.transaction(self.term, now) as unit:
+                last = 0
+                while page := unit.releasing(RELEASES_AT_ONCE, last):
+                    for releasing in page:
+                        self._judge(unit, releasing, shows, nodes, now, done)
+                    last = page[-1].allocation.id
+                done.freed = [allocation.address for allocation in unit.expire(RELEASES_AT_ONCE, nodes)]
+                done.not_before(unit.next_expiry(nodes))
+                if done.confirmed or done.freed:
+                    unit.commit()
+        except BaseException:
+            # A commit without an answer may have been kept: what is free is asked anew.
+            self._world = None
+            raise
         # Only what is committed is free.
         if self._world is not None:
-            for address in freed:
+            for address in done.freed:
                 self._world.free.give_back(address)
-        done.freed = freed
         return done
 
     def _judge(
@@ -229,6 +244,11 @@ class Engine:
     def head(self) -> tuple[int, str]:
         """(seq, hash) of the history, to be shown outside the database (B4)."""
         return self._book.head()
+
+
+def _odd(error: Exception) -> bool:
+    """Whether it is none of ours: then it is our mistake, and where it was made is worth a log line."""
+    return not isinstance(error, PurelbError)
 
 
 def _texts(refused: Mapping[str, PurelbError]) -> dict[str, str]:

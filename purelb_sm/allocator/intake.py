@@ -47,6 +47,8 @@ class Intake:
         self.releases_wanted = asyncio.Event()
         self.reporting: set[str] = set()
         self._heard: set[str] = set()
+        self._gone: set[str] = set()
+        self._parting: set[str] = set()
         self._leading = False
         self.services.on_change(self._service_changed)
         self.groups.on_change(lambda *_: self.groups_changed.set())
@@ -87,6 +89,7 @@ class Intake:
         self._leading = False
         self.queue.clear()
         self.reporting.clear()
+        self._parting.clear()
 
     # What the leader reads.
 
@@ -114,10 +117,12 @@ class Intake:
     def take_reporting(self) -> list[NodeReport]:
         """Reports not yet booked, of nodes that we heard renew their Lease: a dead node's last words must not raise it.
 
-        That a Lease was there when we started says nothing; its node stays marked until it is heard.
+        That a Lease was there when we started says nothing; its node stays marked until it is heard. An agent that ends
+        says so and gives its Lease back: what it wrote last is taken once, whichever of the two we see first.
         """
-        speaking = self.reporting & self._heard & self.liveness.live()
+        speaking = (self.reporting & self._heard & self.liveness.live()) | self._parting
         self.reporting -= speaking
+        self._parting.clear()
         return [report for node in sorted(speaking) if (report := self._report(node)) is not None]
 
     def _report(self, node: str) -> NodeReport | None:
@@ -139,6 +144,7 @@ class Intake:
     def remark(self, nodes: Iterable[str]) -> None:
         """Reports that could not be booked are looked at again."""
         self.reporting.update(nodes)
+        self._parting |= self.reporting & self._gone
         self.nodes_changed.set()
 
     # Marks.
@@ -153,9 +159,13 @@ class Intake:
             self.releases_wanted.set()
 
     def _announcement_changed(self, change: Change, old: ObjectView | None, new: ObjectView | None) -> None:
-        if new is not None and self._leading:
-            self.reporting.add(_node_of(new))
-            self.nodes_changed.set()
+        if new is None or not self._leading:
+            return
+        node = _node_of(new)
+        self.reporting.add(node)
+        if node in self._gone:
+            self._parting.add(node)
+        self.nodes_changed.set()
 
     def _lease_changed(self, change: Change, old: LeaseView | None, new: LeaseView | None) -> None:
         """A node is heard when its Lease moves under our eyes: not by being found in the first list."""
@@ -172,6 +182,9 @@ class Intake:
 
     def _live_changed(self, joined: frozenset[str], left: frozenset[str]) -> None:
         # Heard again, a node that was gone may have nothing new to report, and yet be booked as lost.
+        self._parting |= self._heard & left & self.reporting
+        self._gone |= self._heard & left
+        self._gone -= joined
         self._heard -= left
         self.nodes_changed.set()
 

@@ -16,21 +16,23 @@ from typing import TypeVar
 import structlog
 
 from purelb_sm.allocator.cluster import KubeCluster
-from purelb_sm.allocator.engine import Engine, GroupVerdicts
-from purelb_sm.allocator.groups import group_notice
+from purelb_sm.allocator.engine import Engine
 from purelb_sm.allocator.intake import Intake
 from purelb_sm.allocator.metrics import AllocatorMetrics
 from purelb_sm.allocator.publisher import Publisher
+from purelb_sm.allocator.teller import GroupTeller
 from purelb_sm.allocator.thread import BookThread
+from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.book import Hold, Leave, Plan, Reclaim, Refuse
 from purelb_sm.domain.views import ServiceKey, ServiceView
-from purelb_sm.errors import DatabaseUnavailable, KubeError
+from purelb_sm.errors import DatabaseUnavailable, StoreError, TermLost
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
 DATABASE_RETRY_S = 1.0
+RETRY_LAST_S = 10.0
 HEAD_PERIOD_S = 1.0
 WAITING_MAX = 10_000
 
@@ -54,7 +56,6 @@ class Leading:
         self._engine = engine
         self._thread = thread
         self._intake = intake
-        self._cluster = cluster
         self._metrics = metrics
         self._batch_max = batch_max
         self._clock = clock
@@ -67,24 +68,30 @@ class Leading:
             self._requeue,
             concurrency=publish_concurrency,
             metrics=metrics,
-            published=lambda _: intake.releases_wanted.set(),
+            taken_off=lambda _: intake.releases_wanted.set(),
         )
+        self._teller = GroupTeller(cluster, clock)
+        self._planning = asyncio.Lock()
 
     async def run(self) -> None:
         """Looks at everything once, then at what changes."""
         self._intake.lead()
-        await self._insist(self._look_at_groups)
+        await self._insist(self._set_groups)
         showing, asking = self._intake.relevant()
         booked = await self._insist(lambda: self._thread.call(self._engine.live_keys))
         known = set(showing) | set(asking)
         gone = [key for key in booked if key not in known]
+        waited = await self._insist(lambda: self._thread.call(self._engine.waiting_keys, WAITING_MAX))
+        theirs = set(asking)
+        asking = list(dict.fromkeys([*(key for key in waited if key in theirs), *asking]))
         async with asyncio.TaskGroup() as group:
             group.create_task(self._publisher.run())
+            group.create_task(self._teller.run())
             # Shown first (adopted before anything is given), then gone (their claims may be asked for), then the rest.
             for keys in (showing, gone, asking):
                 for start in range(0, len(keys), self._batch_max):
-                    chunk = keys[start : start + self._batch_max]
-                    await self._insist(partial(self._plan, chunk))
+                    await self._plan_all(keys[start : start + self._batch_max])
+                    await self._publisher.roomy()
             log.info("leading", term=self._engine.term, services=len(known), gone=len(gone))
             group.create_task(self._services())
             group.create_task(self._groups())
@@ -93,21 +100,39 @@ class Leading:
             group.create_task(self._heads())
 
     async def _insist(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Does `work`, again and again while the database is away."""
+        """Does `work`, again and again while the database is away or the work fails otherwise."""
+        failures = 0
         while True:
             try:
                 result = await work()
-            except DatabaseUnavailable as error:
+            except TermLost:
+                raise
+            except StoreError as error:
+                failures += 1
                 self._metrics.database_errors.inc()
                 if self.database_well:
                     log.error("database_unavailable", error=str(error))
                 self.database_well = False
-                await asyncio.sleep(DATABASE_RETRY_S)
-                continue
-            if not self.database_well:
-                log.info("database_back")
-            self.database_well = True
-            return result
+            except Exception:
+                # A mistake of ours: what else there is to do goes on, and this is tried again.
+                failures += 1
+                log.exception("work_failed", tries=failures)
+            else:
+                if failures:
+                    self._over_it()
+                return result
+            await asyncio.sleep(min(RETRY_LAST_S, DATABASE_RETRY_S * 1.5 ** (failures - 1)))
+
+    def _over_it(self) -> None:
+        """What failed may have been kept all the same, and then nobody was told what it did: look at all of it."""
+        if not self.database_well:
+            log.info("database_back")
+        self.database_well = True
+        self._head_moved.set()
+        self._intake.releases_wanted.set()
+        self._intake.nodes_changed.set()
+        for key in self._waiting:
+            self._intake.queue.add(key)
 
     # Services.
 
@@ -122,7 +147,14 @@ class Leading:
         while True:
             keys = await queue.get_batch(self._batch_max)
             self._metrics.queue.set(len(queue))
-            ready = [key for key in keys if not self._publisher.busy(key)]
+            async with self._planning:
+                await self._plan_all(keys)
+            await self._publisher.roomy()
+
+    async def _plan_all(self, keys: Sequence[ServiceKey]) -> None:
+        """Plans these in this order. Those with a write under way come back to the queue when that is over."""
+        for start in range(0, len(keys), self._batch_max):
+            ready = [key for key in keys[start : start + self._batch_max] if not self._publisher.busy(key)]
             if ready:
                 await self._insist(partial(self._plan, ready))
 
@@ -132,8 +164,12 @@ class Leading:
             plans = await self._thread.call(self._engine.plan_batch, views)
         self._metrics.batch.observe(len(keys))
         shown: list[tuple[Plan, ServiceView]] = []
+        for key in set(keys).difference(made.key for made in plans):
+            self._metrics.plans_failed.inc()
+            self._intake.queue.retry(key)
         for made in plans:
             self._count(made)
+            self._intake.queue.forget(made.key)
             view = views[made.key]
             if made.again:
                 self._intake.queue.add(made.key)
@@ -157,14 +193,20 @@ class Leading:
             elif isinstance(action, Leave):
                 self._intake.releases_wanted.set()
 
-    async def _retry_waiting(self) -> None:
-        """What was refused is tried again, the longest waiting first; then those that have an address but want more."""
+    async def _serve_waiting(self, freed: Sequence[Address]) -> None:
+        """What came free is offered to those who wait, the longest waiting first, then to those who want more (A29).
+
+        Called under the lock, so that nobody who comes at this moment is planned before them.
+        """
         if not self._waiting:
             return
-        for key in await self._thread.call(self._engine.waiting_keys, WAITING_MAX):
-            self._intake.queue.add(key)
-        for key in list(self._waiting):
-            self._intake.queue.add(key)
+        keys = await self._insist(lambda: self._thread.call(self._engine.waiting_keys, WAITING_MAX))
+        keys = list(dict.fromkeys([*keys, *self._waiting]))
+        size = max(16, 2 * len(freed))
+        for start in range(0, len(keys), size):
+            if not await self._thread.call(self._engine.any_free, freed):
+                return
+            await self._plan_all(keys[start : start + size])
 
     async def _heads(self) -> None:
         """Shows where the history ends, outside the database (B4): at most once a second, and only when it moved."""
@@ -179,31 +221,23 @@ class Leading:
     async def _groups(self) -> None:
         while True:
             await self._intake.groups_changed.wait()
-            await self._insist(self._look_at_groups)
+            if await self._insist(self._set_groups):
+                await self._look_at_all()
 
-    async def _look_at_groups(self) -> None:
+    async def _set_groups(self) -> bool:
+        """Takes the groups as they are now; True where plans may come out differently."""
         self._intake.groups_changed.clear()
         views = list(self._intake.groups.items().values())
-        try:
-            verdicts = await self._thread.call(self._engine.set_groups, views)
-        except DatabaseUnavailable:
-            self._intake.groups_changed.set()
-            raise
-        if verdicts.changed:
-            await self._retry_waiting()
-        await self._tell_groups(verdicts)
+        verdicts = await self._thread.call(self._engine.set_groups, views)
+        self._teller.tell(views, verdicts)
+        return verdicts.changed
 
-    async def _tell_groups(self, verdicts: GroupVerdicts) -> None:
-        now = self._clock()
-        for view in list(self._intake.groups.items().values()):
-            notice = group_notice(view, verdicts.accepted.get(view.name), verdicts.refused.get(view.name), now)
-            if notice is None:
-                continue
-            try:
-                await self._cluster.tell_group(notice)
-            except KubeError as error:
-                # A conflict brings a newer group, which is looked at by itself; anything else is told at the next look.
-                log.warning("group_status_not_written", group=view.name, error=str(error))
+    async def _look_at_all(self) -> None:
+        """Groups have changed: those who wait may be served now, and what holders show of their group may differ."""
+        waiting = await self._insist(lambda: self._thread.call(self._engine.waiting_keys, WAITING_MAX))
+        showing, asking = self._intake.relevant()
+        for key in (*waiting, *self._waiting, *showing, *asking):
+            self._intake.queue.add(key)
 
     # Nodes.
 
@@ -252,12 +286,13 @@ class Leading:
             again_at = await self._insist(self._release_pass)
 
     async def _release_pass(self) -> datetime | None:
-        done = await self._thread.call(self._engine.release_pass, self._intake.shows, self._intake.node_names())
+        async with self._planning:
+            done = await self._thread.call(self._engine.release_pass, self._intake.shows, self._intake.node_names())
+            if done.freed:
+                await self._serve_waiting(done.freed)
         self._metrics.releasing.set(len(done.waits_for))
         if done.confirmed or done.freed:
             self._head_moved.set()
             # What is confirmed may be free at once (no quarantine), and more may be due than one pass takes.
             self._intake.releases_wanted.set()
-        if done.freed:
-            await self._retry_waiting()
         return done.again_at

@@ -26,6 +26,11 @@ class AllocatorMetrics:
             "purelb_allocator_services_waiting", "Services refused and waiting for a change", registry=r
         )
         self.releasing = Gauge("purelb_allocator_addresses_releasing", "Addresses whose release is held up", registry=r)
+        self.plans_failed = Counter(
+            "purelb_allocator_plans_failed",
+            "Services that could not be planned or booked, to be tried again",
+            registry=r,
+        )
         self.commit = Histogram(
             "purelb_allocator_batch_seconds", "Plan and commit of a batch", buckets=_FAST, registry=r
         )

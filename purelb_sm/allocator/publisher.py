@@ -36,7 +36,10 @@ class Cluster(Protocol):
 
 
 class Publisher:
-    """Submit plans; `busy(key)` tells whether a write of that key is under way."""
+    """Submit plans; `busy(key)` tells whether a write of that key is under way.
+
+    `taken_off` is called when an ingress that was there was replaced or removed: a release may have waited for it.
+    """
 
     def __init__(
         self,
@@ -45,11 +48,11 @@ class Publisher:
         *,
         concurrency: int,
         metrics: AllocatorMetrics,
-        published: Callable[[ServiceKey], None] = lambda _: None,
+        taken_off: Callable[[ServiceKey], None] = lambda _: None,
     ) -> None:
         self._cluster = cluster
         self._requeue = requeue
-        self._published = published
+        self._taken_off = taken_off
         self._concurrency = concurrency
         self._metrics = metrics
         self._backlog: deque[tuple[Plan, ServiceView]] = deque()
@@ -66,13 +69,17 @@ class Publisher:
         return False
 
     async def submit(self, plans: list[tuple[Plan, ServiceView]]) -> None:
-        """Takes committed plans with the views they were made from. Waits while the backlog is long."""
+        """Takes committed plans with the views they were made from; they are busy from now on."""
         async with self._wake:
-            await self._wake.wait_for(lambda: len(self._backlog) < self._concurrency * 20)
             for item in plans:
                 self._busy.add(item[0].key)
                 self._backlog.append(item)
             self._wake.notify_all()
+
+    async def roomy(self) -> None:
+        """Waits while the backlog is long."""
+        async with self._wake:
+            await self._wake.wait_for(lambda: len(self._backlog) < self._concurrency * 20)
 
     async def run(self) -> None:
         """Works until cancelled."""
@@ -103,9 +110,17 @@ class Publisher:
 
     async def _show(self, made: Plan, view: ServiceView) -> None:
         if made.publication is not None:
-            written = await self._write(made.publication)
+            try:
+                written = await self._write(made.publication)
+            except Exception as error:
+                # None that the cluster answers with: our own mistake, which must cost nobody else.
+                log.exception("publish_raised", service=str(made.key))
+                self._failed(made.key, error)
+                return
             if written is None:
                 return
+            if made.publication.ingress is not None and view.ingress:
+                self._taken_off(made.key)
             view = written
         self._failures.pop(made.key, None)
         for note in made.events:
@@ -118,20 +133,21 @@ class Publisher:
         except NotFound:
             # Deleted meanwhile: the watch says so, and the deletion is planned then.
             self._metrics.publish_failed.labels("NotFound").inc()
+            self._failures.pop(publication.key, None)
             return None
         except KubeError as error:
             self._failed(publication.key, error)
             return None
         self._metrics.publish.observe(time.perf_counter() - started)
         self._cluster.absorb(view)
-        self._published(publication.key)
         return view
 
-    def _failed(self, key: ServiceKey, error: KubeError) -> None:
+    def _failed(self, key: ServiceKey, error: Exception) -> None:
         kind = type(error).__name__
         self._metrics.publish_failed.labels(kind).inc()
         count = self._failures[key] = self._failures.get(key, 0) + 1
-        delay_s = max(error.retry_after_s or 0.0, min(RETRY_LAST_S, RETRY_FIRST_S * 2 ** min(count - 1, 12)))
+        asked_s = error.retry_after_s if isinstance(error, KubeError) else None
+        delay_s = max(asked_s or 0.0, min(RETRY_LAST_S, RETRY_FIRST_S * 2 ** min(count - 1, 12)))
         if not isinstance(error, Conflict):
             log.warning("publish_failed", service=str(key), error=str(error), retry_in_s=round(delay_s, 2))
         self._requeue(key, delay_s)

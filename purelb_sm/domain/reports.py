@@ -204,11 +204,12 @@ def parse_time(text: str) -> datetime:
     """An RFC 3339 time as aware UTC. Raises InvalidInput."""
     try:
         at = datetime.fromisoformat(text)
-    except ValueError:
+        if at.tzinfo is None:
+            raise InvalidInput(f"{text[:40]!r} has no time zone")
+        return at.astimezone(UTC)
+    except (ValueError, OverflowError):
+        # In UTC it may be a time before the year 1 or after 9999.
         raise InvalidInput(f"{text[:40]!r} is not a time") from None
-    if at.tzinfo is None:
-        raise InvalidInput(f"{text[:40]!r} has no time zone")
-    return at.astimezone(UTC)
 
 
 def _render_address(a: ReportedAddress) -> dict[str, object]:

@@ -12,7 +12,7 @@ import pytest
 from purelb_sm.allocator.metrics import AllocatorMetrics
 from purelb_sm.allocator.publisher import Publisher
 from purelb_sm.domain.book import EventNote, Plan, Publication
-from purelb_sm.domain.views import ServiceKey, ServiceView
+from purelb_sm.domain.views import Ingress, ServiceKey, ServiceView
 from purelb_sm.errors import Conflict, KubeError, NotFound, Throttled, Unavailable
 from tests.support.domain import service
 
@@ -23,7 +23,7 @@ NOTE = EventNote("Normal", "IPAllocated", "Assigned IP 10.0.0.1 from pool defaul
 class FakeCluster:
     """Takes writes, or answers with the errors given, in order; holds them while `gate` is closed."""
 
-    errors: list[KubeError] = field(default_factory=list)
+    errors: list[Exception] = field(default_factory=list)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     writes: list[ServiceKey] = field(default_factory=list)
     events: list[tuple[ServiceKey, str]] = field(default_factory=list)
@@ -144,6 +144,39 @@ async def test_retries_of_one_key_come_less_and_less_often_and_a_success_forgets
         await publisher.submit([item("a")])
         await publisher.drained()
         assert requeued[-1][1] == delays[0]
+
+
+async def test_a_mistake_of_ours_in_one_write_costs_nobody_else() -> None:
+    cluster = FakeCluster(errors=[RuntimeError("nobody thought of this")])
+    cluster.gate.set()
+    async with publishing(cluster, concurrency=1) as (publisher, requeued):
+        await publisher.submit([item("a"), item("b")])
+        await publisher.drained()
+    assert [key.name for key, _ in cluster.events] == ["b"]
+    assert [name for name, _ in requeued] == ["a"]
+
+
+@pytest.mark.parametrize(("shown", "told"), [((), []), ((Ingress("10.0.0.9"),), ["a"])])
+async def test_only_a_write_that_takes_an_address_off_is_told_to_releases(
+    shown: tuple[Ingress, ...], told: list[str]
+) -> None:
+    cluster = FakeCluster()
+    cluster.gate.set()
+    seen: list[str] = []
+    publisher = Publisher(
+        cluster,
+        lambda key, delay: None,
+        concurrency=1,
+        metrics=AllocatorMetrics(),
+        taken_off=lambda key: seen.append(key.name),
+    )
+    task = asyncio.create_task(publisher.run())
+    made, view = item("a")
+    await publisher.submit([(made, replace(view, ingress=shown))])
+    await publisher.drained()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert seen == told
 
 
 async def test_a_service_deleted_meanwhile_is_left_to_the_watch() -> None:

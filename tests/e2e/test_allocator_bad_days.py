@@ -1,0 +1,506 @@
+"""The allocator on bad days: one poison Service, a database that is away at the worst moment, hung and lost writes.
+
+Whatever happens, nobody else is held up, nothing is forgotten when it is over, and where nothing changes nothing is
+written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from purelb_sm.allocator import engine as engine_module
+from purelb_sm.domain.plan import plan as real_plan
+from purelb_sm.domain.reports import render_report
+from purelb_sm.domain.states import AllocationState
+from purelb_sm.errors import DatabaseUnavailable
+from purelb_sm.sandbox.apiserver import Fault
+from purelb_sm.store import Book, Unit
+from tests.e2e.test_allocator import POOL, moves, rows, states, verified
+from tests.support.product import (
+    NAMESPACE,
+    Cluster,
+    a_cluster,
+    a_database,
+    a_node,
+    an_allocator,
+    local_group,
+    service_object,
+)
+from tests.support.waiting import eventually
+
+ONE = "172.30.250.53/32"
+
+
+def broken_after(commit: Any, when: Any, times: int) -> Any:
+    """A commit that is kept, and whose answer is lost, for the first `times` units of which `when` is true."""
+    left = [times]
+
+    def spoilt(unit: Unit) -> None:
+        hit = bool(left[0]) and when(unit)
+        commit(unit)
+        if hit:
+            left[0] -= 1
+            raise DatabaseUnavailable("the connection was cut in the middle of COMMIT")
+
+    return spoilt
+
+
+def has(state: AllocationState) -> Any:
+    """Whether a unit is about to bring an allocation into this state."""
+
+    def check(unit: Unit) -> bool:
+        return any(entry.state is state and entry.since == unit._ws.now for entry in unit._ws.allocations.values())
+
+    return check
+
+
+# -- one poison Service -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.spec("E1")
+async def test_a_service_that_no_plan_can_be_made_for_holds_up_nobody_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[Any] = []
+
+    def plan(key: Any, *rest: Any) -> Any:
+        if key.name == "poison" and len(tries) < 4:
+            tries.append(key)
+            raise RuntimeError("nobody thought of this")
+        return real_plan(key, *rest)
+
+    monkeypatch.setattr(engine_module, "plan", plan)
+    async with a_cluster(tmp_path, local_group(POOL)) as cluster:
+        for name in ("a", "poison", "b", "c"):
+            cluster.create(service_object(name))
+        async with an_allocator(cluster, a_database(tmp_path)):
+            for name in ("a", "b", "c"):
+                await cluster.given(name)
+            assert await cluster.given("poison")
+
+
+@pytest.mark.spec("E1")
+async def test_reports_of_a_hostile_node_stop_nobody(tmp_path: Path) -> None:
+    async with (
+        a_cluster(tmp_path, local_group(POOL)) as cluster,
+        a_node(cluster, "bad") as bad,
+        a_node(cluster) as node,
+    ):
+        database = a_database(tmp_path)
+        async with an_allocator(cluster, database):
+            cluster.create(service_object())
+            await cluster.given()
+            good = {**render_report(bad.report), "slice": 0, "slices": 1}
+            here = {
+                "address": "172.30.250.53",
+                "interface": "e" * 64,
+                "prefixLength": 128,
+                "state": "present",
+                "since": good["startedAt"],
+            }
+            for spec in (
+                {**good, "startedAt": "0001-01-01T00:00:00+23:59"},
+                {**good, "startedAt": "9999-12-31T23:59:59-23:59"},
+                {**good, "sequence": 2**52, "addresses": [here]},
+                {**good, "sequence": 2**53 - 1, "incarnation": "\0", "addresses": [here]},
+                {**good, "node": node.name},
+            ):
+                obj = {
+                    "apiVersion": "purelb.io/v2",
+                    "kind": "NodeAnnouncement",
+                    "metadata": {
+                        "name": "bad",
+                        "namespace": "purelb-system",
+                        "labels": {"purelb.io/node": "bad" if spec["node"] == "bad" else node.name},
+                    },
+                    "spec": spec,
+                }
+                cluster.server.apply(obj)
+                await asyncio.sleep(0.02)
+            await node.holds("172.30.250.53")
+            await eventually(lambda: moves(database)[-1] == ("announce", "allocated", "announcing"))
+        assert verified(database).rows > 0
+
+
+# -- the database is away at the worst moment -------------------------------------------------------------------------
+
+
+@pytest.mark.spec("E3", "B5")
+async def test_a_release_whose_begin_was_kept_and_not_answered_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_cluster(tmp_path, local_group(ONE)) as cluster:
+        database = a_database(tmp_path)
+        async with an_allocator(cluster, database):
+            cluster.create(service_object())
+            await cluster.given()
+            await eventually(lambda: cluster.events("IPAllocated"))
+            monkeypatch.setattr(Unit, "commit", broken_after(Unit.commit, has(AllocationState.RELEASING), 1))
+            cluster.delete_service()
+            await eventually(lambda: states(database) == {"172.30.250.53": "released"})
+
+
+@pytest.mark.spec("E3", "A29")
+async def test_who_waits_is_served_though_the_release_was_kept_and_not_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_cluster(tmp_path, local_group(ONE)) as cluster:
+        database = a_database(tmp_path)
+        async with an_allocator(cluster, database):
+            cluster.create(service_object())
+            await cluster.given()
+            cluster.create(service_object("next"))
+            await eventually(lambda: cluster.condition("next"), "a refusal")
+            monkeypatch.setattr(Unit, "commit", broken_after(Unit.commit, has(AllocationState.RELEASED), 1))
+            cluster.delete_service()
+            assert await cluster.given("next") == ["172.30.250.53"]
+
+
+@pytest.mark.spec("E3", "A29")
+async def test_who_waits_is_served_though_the_database_went_away_just_after_the_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, left = engine_module.Engine.waiting_keys, [0]
+
+    def waiting_keys(self: Any, limit: int) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise DatabaseUnavailable("away")
+        return real(self, limit)
+
+    monkeypatch.setattr(engine_module.Engine, "waiting_keys", waiting_keys)
+    async with a_cluster(tmp_path, local_group(ONE)) as cluster:
+        async with an_allocator(cluster, a_database(tmp_path)):
+            cluster.create(service_object())
+            await cluster.given()
+            cluster.create(service_object("next"))
+            await eventually(lambda: cluster.condition("next"), "a refusal")
+            left[0] = 1
+            cluster.delete_service()
+            assert await cluster.given("next") == ["172.30.250.53"]
+            # The same when it is a group that changes.
+            cluster.create(service_object("third"))
+            await eventually(lambda: cluster.condition("third"), "a refusal")
+            left[0] = 1
+            cluster.server.apply(local_group("172.30.250.53-172.30.250.54"))
+            assert await cluster.given("third") == ["172.30.250.54"]
+
+
+@pytest.mark.spec("E3")
+async def test_a_database_locked_by_another_for_long_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from purelb_sm.store import engine as store_engine
+
+    monkeypatch.setattr(store_engine, "LOCK_WAIT_S", 0.2)
+    async with a_cluster(tmp_path, local_group(POOL, quarantine="5m")) as cluster:
+        database = a_database(tmp_path)
+        async with an_allocator(cluster, database) as allocator:
+            cluster.create(service_object("a"))
+            await cluster.given("a")
+            with locked(tmp_path):
+                cluster.create(service_object("b"))
+                cluster.delete_service("a")
+                await eventually(lambda: not allocator.checks()["database"])
+                assert cluster.shown("b") == []
+            assert await cluster.given("b") == ["172.30.250.54"]
+            await eventually(lambda: states(database)["172.30.250.53"] == "quarantined")
+            await eventually(lambda: allocator.checks()["database"])
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Another program has the write lock."""
+    import sqlite3
+
+    other = sqlite3.connect(folder / "purelb.db", isolation_level=None)
+    try:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+    finally:
+        other.close()
+
+
+# -- writes that hang ------------------------------------------------------------------------------------------------
+
+
+async def test_a_group_whose_status_cannot_be_written_holds_up_no_service(tmp_path: Path) -> None:
+    async with a_cluster(tmp_path, local_group(POOL)) as cluster:
+        cluster.server.faults.add(Fault("hang", "PATCH", "servicegroups/.*/status"))
+        async with an_allocator(cluster, a_database(tmp_path)):
+            cluster.create(service_object())
+            await eventually(cluster.shown, deadline_s=5.0)
+
+
+@pytest.mark.spec("A8")
+@pytest.mark.parametrize("kind", ["unavailable", "abort"])
+async def test_a_group_is_told_when_the_api_server_is_back(tmp_path: Path, kind: str) -> None:
+    broken = local_group("172.30.250.9-172.30.250.1", name="broken")
+    async with a_cluster(tmp_path, local_group(POOL), broken) as cluster:
+        cluster.server.faults.add(Fault(kind, "PATCH", "servicegroups/.*/status", times=3, delay_s=0.0))
+        async with an_allocator(cluster, a_database(tmp_path)):
+            await eventually(lambda: cluster.events("ParseFailed") and cluster.events("Parsed"))
+
+
+async def test_a_hung_write_of_one_service_holds_up_no_other(tmp_path: Path) -> None:
+    async with a_cluster(tmp_path, local_group("172.30.250.0/24")) as cluster:
+        cluster.server.faults.add(Fault("hang", "PATCH", "services/hung/status"))
+        async with an_allocator(cluster, a_database(tmp_path)):
+            cluster.create(service_object("hung"))
+            for n in range(60):
+                cluster.create(service_object(f"s{n}"))
+            for n in range(60):
+                await eventually(partial(cluster.shown, f"s{n}"), deadline_s=9.0)
+            assert cluster.shown("hung") == []
+
+
+# -- whose turn it is -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.spec("A29")
+async def test_the_longest_waiting_gets_what_comes_free_whoever_comes_at_that_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = engine_module.Engine.release_pass
+
+    async with a_cluster(tmp_path, local_group(ONE)) as cluster:
+
+        def release_pass(self: Any, *rest: Any) -> Any:
+            done = real(self, *rest)
+            if done.freed:
+                # A newcomer appears in the very moment in which the address comes free.
+                loop.call_soon_threadsafe(cluster.create, service_object("aa-newcomer"))
+                import time
+
+                time.sleep(0.1)
+            return done
+
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(engine_module.Engine, "release_pass", release_pass)
+        async with an_allocator(cluster, a_database(tmp_path)):
+            cluster.create(service_object())
+            await cluster.given()
+            for name in ("z-first", "a-second"):
+                cluster.create(service_object(name))
+                await eventually(partial(cluster.condition, name), "a refusal")
+            cluster.delete_service()
+            assert await cluster.given("z-first") == ["172.30.250.53"]
+            await eventually(partial(cluster.condition, "aa-newcomer"), "a refusal")
+            assert cluster.shown("aa-newcomer") == cluster.shown("a-second") == []
+
+
+@pytest.mark.spec("A29")
+async def test_the_longest_waiting_is_first_after_a_restart_too(tmp_path: Path) -> None:
+    async with a_cluster(tmp_path, local_group(ONE)) as cluster:
+        database = a_database(tmp_path)
+        async with an_allocator(cluster, database):
+            cluster.create(service_object())
+            await cluster.given()
+            for name in ("z-first", "a-second"):
+                cluster.create(service_object(name))
+                await eventually(partial(cluster.condition, name), "a refusal")
+        cluster.server.apply(local_group("172.30.250.53-172.30.250.54"))
+        async with an_allocator(cluster, database):
+            assert await cluster.given("z-first") == ["172.30.250.54"]
+
+
+# -- groups that change under their holders ---------------------------------------------------------------------------
+
+
+@pytest.mark.spec("A22", "A3")
+async def test_what_a_group_is_now_is_shown_by_those_who_hold_its_addresses(tmp_path: Path) -> None:
+    """Else a restart would write what nobody had written before."""
+    async with a_cluster(tmp_path, local_group(POOL)) as cluster:
+        async with an_allocator(cluster, a_database(tmp_path)):
+            cluster.create(service_object())
+            before = await cluster.given()
+            cluster.server.delete("purelb.io/v2", "ServiceGroup", "default", "purelb-system")
+            cluster.create(local_group(POOL, kind="remote"))
+            await eventually(lambda: cluster.service()["metadata"]["annotations"]["purelb.io/pool-type"] == "remote")
+            assert cluster.shown() == before
+
+
+@pytest.mark.spec("A22")
+async def test_a_group_that_goes_and_comes_again_moves_nobody_and_serves_who_waits(tmp_path: Path) -> None:
+    async with a_cluster(tmp_path, local_group("172.30.250.53-172.30.250.54", quarantine="0s")) as cluster:
+        database = a_database(tmp_path)
+        async with an_allocator(cluster, database) as allocator:
+            cluster.create(service_object("a"))
+            await cluster.given("a")
+            before = cluster.service("a")
+            cluster.server.delete("purelb.io/v2", "ServiceGroup", "default", "purelb-system")
+            await eventually(lambda: allocator.leading and not allocator.leading._engine._groups)
+            cluster.create(service_object("b"))
+            refused = await eventually(lambda: cluster.condition("b"), "a refusal")
+            assert refused["reason"] == "NoServiceGroup"
+            cluster.create(local_group("172.30.250.53-172.30.250.54", quarantine="0s"))
+            assert await cluster.given("b") == ["172.30.250.54"]
+            assert cluster.service("a") == before
+
+
+# -- nodes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.spec("B5", "C15")
+async def test_the_last_word_of_an_agent_that_gave_its_lease_back_counts(tmp_path: Path) -> None:
+    """It let go of everything, said so, and deleted its Lease: nobody need wait for a silent node."""
+    async with a_cluster(tmp_path, local_group(ONE)) as cluster:
+        database = a_database(tmp_path)
+        async with an_allocator(cluster, database):
+            cluster.create(service_object())
+            await cluster.given()
+            async with a_node(cluster) as node:
+                await node.holds("172.30.250.53")
+                # Permanent: no lifetime says when the kernel lets it go.
+                node.report = replace(
+                    node.report, addresses=tuple(replace(a, valid_s=None) for a in node.report.addresses)
+                )
+                await node.write()
+                await eventually(lambda: moves(database)[-1][2] == "announcing")
+                cluster.delete_service()
+                await eventually(lambda: states(database) == {"172.30.250.53": "releasing"})
+                # Both arrive before anybody has looked at either.
+                await node.holds("172.30.250.53", present=False)
+                cluster.server.delete("coordination.k8s.io/v1", "Lease", "purelb-node-node1", "purelb-system")
+                await eventually(lambda: states(database) == {"172.30.250.53": "released"}, deadline_s=10)
+
+
+@pytest.mark.spec("B5", "C15")
+async def test_a_full_state_without_the_address_lets_its_release_go_on(tmp_path: Path) -> None:
+    """The agent was killed and started again: it has no moves to tell, only what is there now."""
+    async with a_cluster(tmp_path, local_group(ONE)) as cluster, a_node(cluster) as node:
+        database = a_database(tmp_path)
+        async with an_allocator(cluster, database):
+            cluster.create(service_object())
+            await cluster.given()
+            await node.holds("172.30.250.53")
+            await eventually(lambda: moves(database)[-1][2] == "announcing")
+            cluster.delete_service()
+            await eventually(lambda: states(database) == {"172.30.250.53": "releasing"})
+            now = datetime.now(UTC)
+            node.report = replace(
+                node.report, incarnation="two", started_at=now, sequence=0, addresses=(), transitions=()
+            )
+            await node.write()
+            await eventually(lambda: states(database) == {"172.30.250.53": "released"})
+
+
+# -- quiet ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def counting(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Every transaction that is begun, while the block runs; the requests are in `cluster.requests`."""
+    begun: list[str] = []
+    real = Book.transaction
+
+    def transaction(self: Book, *rest: Any) -> Any:
+        begun.append("transaction")
+        return real(self, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Book, "transaction", transaction)
+        cluster.requests.clear()
+        yield begun
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("exhausted", {}, "PoolExhausted"),
+    ("unknown", {"annotations": {"purelb.io/service-group": "nowhere"}}, "UnknownServiceGroup"),
+    ("broken", {"annotations": {"purelb.io/service-group": "broken"}}, "InvalidServiceGroup"),
+    ("junk", {"annotations": {"purelb.io/addresses": "junk\u0000\u202e"}}, "InvalidRequest"),
+    ("inuse", {"annotations": {"purelb.io/addresses": "172.30.250.53"}}, "AddressInUse"),
+    ("outside", {"annotations": {"purelb.io/addresses": "192.0.2.1"}}, "AddressOutsideGroups"),
+    ("family", {"annotations": {"purelb.io/addresses": "fd00::1"}}, "AddressFamilyNotRequested"),
+    ("nopool", {"ipFamilies": ["IPv6"]}, "NoPoolForFamily"),
+]
+
+
+@pytest.mark.spec("E1", "D7")
+async def test_refused_services_cost_nothing_while_nothing_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = local_group("172.30.250.9-172.30.250.1", name="broken")
+    async with a_cluster(tmp_path, local_group(ONE), broken) as cluster:
+        database = a_database(tmp_path)
+        async with an_allocator(cluster, database):
+            cluster.create(service_object())
+            await cluster.given()
+            foreign = service_object("foreign")
+            cluster.create(foreign)
+            for name, more, _ in REFUSED:
+                cluster.create(service_object(name, **more))
+            for name, _, reason in REFUSED:
+                found = await eventually(partial(cluster.condition, name), f"condition of {name}")
+                assert found["reason"] == reason
+            # One that keeps its address with a wish that cannot be met.
+            patch = {"metadata": {"annotations": {"purelb.io/addresses": "192.0.2.1"}}}
+            await cluster.patch_service("echo", patch)
+            await eventually(lambda: (cluster.condition() or {}).get("reason") == "AddressOutsideGroups")
+            await quiet(cluster, monkeypatch)
+            head = rows(database, "SELECT MAX(seq) FROM history")
+            # Looked at again by a touch that means nothing, and by a restart.
+            for name, _, _ in REFUSED:
+                await cluster.patch_service(name, {"metadata": {"labels": {"touched": "yes"}}})
+            await asyncio.sleep(0.2)
+            cluster.requests.clear()
+            await quiet(cluster, monkeypatch)
+            assert rows(database, "SELECT MAX(seq) FROM history") == head
+        cluster.requests.clear()
+        async with an_allocator(cluster, database) as allocator:
+            await eventually(lambda: allocator.leading)
+            await quiet(cluster, monkeypatch)
+        assert [w for w in cluster.writes() if "leases" not in w[1]] == []
+        assert rows(database, "SELECT MAX(seq) FROM history") == [(head[0][0] + 1,)]
+
+
+async def quiet(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits for a second in which nothing at all is written or asked of the database."""
+
+    async def nothing() -> bool:
+        with counting(cluster, monkeypatch) as begun:
+            await asyncio.sleep(1.0)
+            return not begun and not cluster.writes()
+
+    await eventually(nothing, "a second in which nothing happens", deadline_s=15)
+
+
+# -- quick changes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.spec("A17", "A19", "A20")
+@pytest.mark.parametrize("quarantine", ["0s", "5m"])
+async def test_deleted_and_made_again_and_turned_over_many_times_ends_up_right(tmp_path: Path, quarantine: str) -> None:
+    async with a_cluster(tmp_path, local_group(POOL, quarantine=quarantine)) as cluster:
+        database = a_database(tmp_path)
+        async with an_allocator(cluster, database):
+            for n in range(25):
+                for name in ("a", "b", "c"):
+                    if cluster.server.get("v1", "Service", name, NAMESPACE):
+                        cluster.delete_service(name)
+                    cluster.create(service_object(name))
+                    if n % 3 == 0:
+                        await cluster.patch_service(name, {"spec": {"type": "ClusterIP"}})
+                        await cluster.patch_service(name, {"spec": {"type": "LoadBalancer"}})
+                await asyncio.sleep(0.003 * (n % 4))
+            given = {name: await cluster.given(name) for name in ("a", "b", "c")}
+            held = "SELECT address_text, claim FROM allocation WHERE state = 'held'"
+
+            def settled() -> bool:
+                shown = {(cluster.shown(name)[0], f"{NAMESPACE}/{name}") for name in given if cluster.shown(name)}
+                return set(rows(database, held)) == shown and len(shown) == 3
+
+            await eventually(settled)
+        assert len({ip_address(a) for name in given for a in cluster.shown(name)}) == 3
+        assert verified(database).rows > 0

@@ -1,0 +1,171 @@
+"""The engine on a real book: one that is to blame is found and left out, and what may be wrong is asked anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from purelb_sm.allocator import engine as engine_module
+from purelb_sm.allocator.engine import Engine
+from purelb_sm.domain import names
+from purelb_sm.domain.addresses import Family
+from purelb_sm.domain.groups import parse_group as real_parse_group
+from purelb_sm.domain.plan import plan as real_plan
+from purelb_sm.domain.reports import NodeReport, ReportedAddress
+from purelb_sm.domain.states import AnnouncementState
+from purelb_sm.domain.views import ServiceKey, ServiceView
+from purelb_sm.errors import Clash, DatabaseUnavailable, InvalidGroup, StoreError, TermLost
+from purelb_sm.store import Book, Unit, schema
+from tests.support.domain import NOW, group_view, pools, service
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def engine(tmp_path: Path, clock: Clock) -> Iterator[Engine]:
+    url = f"sqlite:///{tmp_path / 'book.db'}"
+    schema.upgrade(url)
+    book = Book.open(url, actor="test")
+    try:
+        term = book.raise_term(clock())
+        made = Engine(
+            book,
+            term,
+            clock=clock,
+            load_balancer_class=names.LOAD_BALANCER_CLASS,
+            default_class=True,
+            settle_s=0.0,
+        )
+        made.set_groups([group_view("default", pools("10.0.0.0/24", quarantine="0s"))])
+        yield made
+    finally:
+        book.close()
+
+
+def views(count: int) -> dict[ServiceKey, ServiceView | None]:
+    keys = [ServiceKey("test", f"s{n}") for n in range(count)]
+    return {key: service(key=key, uid=f"uid-{key.name}") for key in keys}
+
+
+@pytest.mark.spec("E1")
+@pytest.mark.parametrize("error", [RuntimeError("x"), OverflowError("x"), Clash("x"), StoreError("x"), KeyError("x")])
+def test_of_a_batch_only_the_one_to_blame_is_left_out_in_few_transactions(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    begun: list[int] = []
+    transaction = Book.transaction
+
+    def counted(self: Book, *rest: Any) -> Any:
+        begun.append(1)
+        return transaction(self, *rest)
+
+    def plan(key: ServiceKey, *rest: Any) -> Any:
+        if key.name == "s37":
+            raise error
+        return real_plan(key, *rest)
+
+    monkeypatch.setattr(Book, "transaction", counted)
+    monkeypatch.setattr(engine_module, "plan", plan)
+    made = engine.plan_batch(views(64))
+    assert {m.key.name for m in made} == {f"s{n}" for n in range(64) if n != 37}
+    assert len(begun) <= 2 * 7
+    given = [str(a) for m in made if m.publication for a in m.publication.ingress or ()]
+    assert len(set(given)) == 63
+    monkeypatch.undo()
+    assert engine.plan_batch(views(64))[37].actions
+
+
+@pytest.mark.parametrize("error", [DatabaseUnavailable("x"), TermLost("x")])
+def test_a_database_that_is_away_blames_nobody(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, error: StoreError
+) -> None:
+    def commit(self: Unit) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Unit, "commit", commit)
+        with pytest.raises(type(error)):
+            engine.plan_batch(views(4))
+    assert [len(m.actions) for m in engine.plan_batch(views(4))] == [3] * 4
+
+
+@pytest.mark.spec("E3")
+def test_what_a_commit_without_an_answer_freed_is_free(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = views(3)
+    engine.plan_batch(some)
+    engine.plan_batch(dict.fromkeys(some))
+    clock.now += timedelta(seconds=1)
+    real = Unit.commit
+
+    def commit(self: Unit) -> None:
+        real(self)
+        raise DatabaseUnavailable("cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Unit, "commit", commit)
+        with pytest.raises(DatabaseUnavailable):
+            engine.release_pass(lambda *_: False, None)
+    fresh = {key: replace(view, uid=f"{view.uid}-2") for key, view in some.items() if view is not None}
+    made = engine.plan_batch(dict(fresh))
+    given = [str(a) for m in made if m.publication for a in m.publication.ingress or ()]
+    assert given == ["10.0.0.0", "10.0.0.1", "10.0.0.2"]
+
+
+@pytest.mark.spec("E1")
+def test_a_report_that_cannot_be_booked_spoils_no_other(engine: Engine) -> None:
+    (made,) = engine.plan_batch(views(1))
+    assert made.publication is not None
+    (address,) = made.publication.ingress or ()
+    shown = (ReportedAddress(address, "eth0", 24, AnnouncementState.PRESENT, NOW, 300),)
+    reports = [NodeReport(f"node{n}", "a", NOW, 1, shown, ()) for n in range(4)]
+    # A number that no database takes, and a text that PostgreSQL refuses.
+    reports[1] = replace(reports[1], sequence=2**70)
+    reports[2] = replace(reports[2], incarnation="\ud800")
+    outcomes = engine.take_reports(reports)
+    assert [o.made_up for o in outcomes] == [1, 1]
+    assert engine.announcing_nodes() == {"node0", "node3"}
+
+
+@pytest.mark.spec("E1", "A8")
+def test_a_group_that_makes_us_stumble_costs_no_other(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def parse_group(view: Any) -> Any:
+        if view.name == "odd":
+            raise TypeError("nobody thought of this")
+        return real_parse_group(view)
+
+    monkeypatch.setattr(engine_module, "parse_group", parse_group)
+    odd, fine = (group_view(name, pools(p)) for name, p in (("odd", "10.0.1.0/24"), ("fine", "10.0.2.0/24")))
+    verdicts = engine.set_groups([odd, fine])
+    assert set(verdicts.accepted) == {"fine"}
+    assert isinstance(verdicts.refused["odd"], InvalidGroup)
+
+
+def test_the_free_space_of_an_odd_moment_is_never_used(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan that was not kept has taken nothing."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Unit, "apply", lambda *_: (_ for _ in ()).throw(StoreError("no")))
+        assert engine.plan_batch(views(2)) == []
+    world = engine._world
+    assert world is None or world.free.counts("default", Family.IPV4) == (256, 256)
+    assert ip_address("10.0.0.0") in {
+        a for m in engine.plan_batch(views(1)) if m.publication for a in m.publication.ingress or ()
+    }
