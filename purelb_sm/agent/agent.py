@@ -8,16 +8,17 @@ End: what is announced is withdrawn, and only then the Lease deleted, so that th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
+from math import isfinite
 from typing import Final
 from uuid import uuid4
 
 import structlog
 
-from purelb_sm.agent.intake import ConfigReader, GroupReader, Watches, slim
+from purelb_sm.agent.endpoints import LocalEndpoints
+from purelb_sm.agent.intake import ConfigReader, GroupReader, Watches
 from purelb_sm.agent.ledger import Ledger
 from purelb_sm.agent.metrics import AgentMetrics
 from purelb_sm.agent.roster import Roster
@@ -27,8 +28,9 @@ from purelb_sm.agent.upkeep import Bearings, Upkeep
 from purelb_sm.domain import names
 from purelb_sm.domain.agent_config import AgentConfig
 from purelb_sm.domain.announce import Announcements, Groups, Place
+from purelb_sm.domain.book import EventNote
 from purelb_sm.domain.election import render_subnets
-from purelb_sm.domain.views import LeaseView, NodeView, ObjectView, ServiceView
+from purelb_sm.domain.views import LeaseView, NodeView, ObjectView, ServiceKey, ServiceView
 from purelb_sm.kube.client import KubeClient
 from purelb_sm.kube.events import EventRecorder
 from purelb_sm.kube.leases import HeldLease, Liveness
@@ -42,8 +44,9 @@ log = structlog.get_logger(__name__)
 
 WITHDRAW_S: Final = 2.6
 """For so long an agent that is told to stop waits for the kernel, before it deletes its Lease in any case."""
-GOODBYE_S: Final = 0.8
-"""... and for so long for the API server after that, twice: less than 5 s in all (D9)."""
+REPORT_S: Final = 0.4
+GOODBYE_S: Final = 0.7
+"""... and for so long for the API server's answers after that: less than 5 s in all (D9)."""
 
 
 class Agent:
@@ -86,14 +89,14 @@ class Agent:
         self.recorder = EventRecorder(client, names.AGENT, node, clock=clock, now=now)
         self.ledger = Ledger(node, self.incarnation, now)
         self._roster = Roster(node, namespace, self.watches.leases, self.liveness, clock)
-        self._group_reader, self._config_reader = GroupReader(), ConfigReader()
+        self._group_reader, self._config_reader = GroupReader(), ConfigReader(self._config_not_usable)
         self._groups: Groups | None = None
         self._config: AgentConfig | None = None
         self._configured = False
-        self.table = Announcements(Place(node, load_balancer_class=settings.load_balancer_class))
-        self.telling = Telling(
-            node, client, self.watches.services, self.table, self.ledger, self.recorder, self._absorb
-        )
+        self._counted_until = float("-inf")
+        self.endpoints = LocalEndpoints(client, node, clock, self._endpoints_changed)
+        self.table = Announcements(Place(node, load_balancer_class=settings.load_balancer_class), self.endpoints)
+        self.telling = Telling(node, client, self.watches, self.table, self.ledger, self.recorder)
         self.upkeep = Upkeep(
             kernel,
             self.ledger,
@@ -119,13 +122,19 @@ class Agent:
         self.watches.configs.on_change(self._config_changed)
         self.watches.node.on_change(self._node_changed)
         self.watches.leases.on_change(self._lease_changed)
-        self.liveness.on_change(lambda joined, left: self.upkeep.move())
+        self.liveness.on_change(self._live_nodes_changed)
 
     def _service_changed(self, change: Change, old: ServiceView | None, new: ServiceView | None) -> None:
         view = new or old
         assert view is not None, "a change has an object"
         self.upkeep.touch(self.table.forget(view.key) if new is None else self.table.update(new))
         self.telling.look_at(view.key)
+        if self.table.is_local_policy(view.key):
+            self.endpoints.need()
+
+    def _endpoints_changed(self, service: ServiceKey | None) -> None:
+        keys = self.table.with_local_policy() if service is None else [service]
+        self.upkeep.touch(address for key in keys for address in self.table.addresses_of(key))
 
     def _groups_changed(self, change: Change, old: ObjectView | None, new: ObjectView | None) -> None:
         if old is None or new is None or (old.spec, old.api_version) != (new.spec, new.api_version):
@@ -143,7 +152,20 @@ class Agent:
     def _lease_changed(self, change: Change, old: LeaseView | None, new: LeaseView | None) -> None:
         if old is None or new is None or old.annotations != new.annotations:
             self.upkeep.move()
-        elif self._strict and new.name == names.NODE_LEASE_PREFIX + self._settings.node_name:
+        elif new.name == names.NODE_LEASE_PREFIX + self._settings.node_name:
+            self._own_lease_renewed()
+
+    def _live_nodes_changed(self, joined: frozenset[str], left: frozenset[str]) -> None:
+        self.upkeep.move()
+        if self._settings.node_name in joined and self.upkeep.ready:
+            self.upkeep.returned()
+
+    def _own_lease_renewed(self) -> None:
+        """Seen by our own watch, so the others see it, too. Had it run out before, by any clock, they took over."""
+        before, self._counted_until = self._counted_until, self.lease.valid_until
+        if isfinite(before) and self._counted_until - before > self._settings.lease_s and self.upkeep.ready:
+            self.upkeep.returned()
+        if self._strict:
             self.upkeep.wake()
 
     def _configure(self) -> None:
@@ -155,8 +177,8 @@ class Agent:
         self._config = config
         self.upkeep.resurvey()
 
-    def _absorb(self, view: ServiceView) -> None:
-        self.watches.services.absorb(slim(view))
+    def _config_not_usable(self, view: ObjectView, why: str) -> None:
+        self.recorder.object(view, EventNote("Warning", "ParseFailed", why))
 
     def _place(self, subnets: OwnSubnets) -> Place | None:
         """Where the node stands; None until all has been seen that decides it. Its Lease is told of its subnets."""
@@ -192,10 +214,6 @@ class Agent:
         except asyncio.CancelledError:
             await self.leave()
             raise
-        finally:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(GOODBYE_S):
-                    await self.recorder.close()
 
     async def _work(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -203,6 +221,7 @@ class Agent:
                 group.create_task(reflector.run())
             group.create_task(self.liveness.run())
             group.create_task(self.upkeep.watch_kernel())
+            group.create_task(self.endpoints.run())
             group.create_task(self.upkeep.run())
             group.create_task(self.upkeep.announcer.frames.run())
             group.create_task(self._take_part())
@@ -234,19 +253,31 @@ class Agent:
     async def leave(self) -> None:
         """What an agent does that is told to stop, unless it is to keep what it announces."""
         announcer = self.upkeep.announcer
-        if self._settings.keep_on_exit:
-            log.info("stopping", kept=len(self.ledger))
-        else:
+        if not self._settings.keep_on_exit:
             try:
-                async with asyncio.timeout(WITHDRAW_S):
-                    await announcer.withdraw_all()
-            except (NetError, TimeoutError) as error:
-                log.error("not_all_withdrawn", error=str(error), left=len(announcer.holdings))
-            log.info("stopping", left=len(announcer.holdings))
-        try:
-            async with asyncio.timeout(GOODBYE_S):
-                if not self._settings.keep_on_exit:
-                    await self.lease.close()
-                await self.reports.flush()
-        except TimeoutError:
+                await _within(WITHDRAW_S, announcer.withdraw_all())
+            except NetError as error:
+                log.error("not_withdrawn", error=str(error))
+        log.info("stopping", held=len(announcer.holdings))
+        events = asyncio.ensure_future(self.recorder.close())
+        # The report first: a node that is gone without one is booked as lost.
+        told = await _within(REPORT_S, self.reports.flush())
+        if not self._settings.keep_on_exit:
+            told &= await _within(GOODBYE_S, self.lease.close())
+        if not (told and await _within(GOODBYE_S, events)):
             log.warning("api_server_not_told")
+
+
+async def _within(limit_s: float, work: Awaitable[object]) -> bool:
+    """Waits for the work, but no longer than that; answers whether it has ended. Raises what it raised.
+
+    Not asyncio.timeout: a cancellation from outside that comes together with a timeout of the work's own may be taken
+    for that one, and then nothing ends the wait.
+    """
+    task = asyncio.ensure_future(work)
+    done, _ = await asyncio.wait({task}, timeout=limit_s)
+    if done:
+        task.result()
+    else:
+        task.cancel()
+    return bool(done)

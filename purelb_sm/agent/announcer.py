@@ -38,6 +38,10 @@ class Listener(Protocol):
         """The kernel holds it no more on some interface."""
         ...
 
+    def bridged(self, interface: str, kind: str) -> None:
+        """The kernel has no dummy links, so the interface for remote addresses is of this kind."""
+        ...
+
 
 class Announcer:
     """Not safe for two passes at once: one task calls `look`, `work`, `renew` and `withdraw_all`."""
@@ -57,6 +61,7 @@ class Announcer:
         self._decide = decide
         self._listener = listener
         self._bridges: set[str] = set()
+        self._told: set[Where] = set()
 
     async def look(self) -> set[Address]:
         """Takes in what the kernel holds; answers with the addresses that have to be worked on for it.
@@ -99,11 +104,13 @@ class Announcer:
             return
         if (right[0].valid_s is None) != (verdict.lifetime_s is None):
             renew.append(verdict)
+        self._tell_neighbours(verdict)
         self._listener.announced(verdict, new=False)
 
     async def _remove(self, removals: Sequence[Held]) -> None:
         for held in removals:
             self.frames.stop((held.address, held.interface))
+            self._told.discard((held.address, held.interface))
         for held in await self.holdings.remove(removals):
             log.info("withdrawn", address=str(held.address), interface=held.interface)
             self._gone((held.address, held.interface))
@@ -113,8 +120,7 @@ class Announcer:
         for name, error in refused.items():
             self.holdings.refuse([d for d in additions if d.interface == name], error)
         for desired in await self.holdings.add([d for d in additions if d.interface not in refused]):
-            if desired.kind is Kind.LOCAL:
-                self.frames.start((desired.address, desired.interface))
+            self._tell_neighbours(desired)
             where = {"address": str(desired.address), "interface": desired.interface}
             log.info("announcing", kind=desired.kind.value, **where)
             self._listener.announced(desired, new=True)
@@ -130,6 +136,7 @@ class Announcer:
             if kind != "dummy" and name not in self._bridges:
                 self._bridges.add(name)
                 log.warning("no_dummy_links_in_this_kernel", interface=name, used_instead=kind)
+                self._listener.bridged(name, kind)
         return refused
 
     async def renew(self, addresses: Collection[Address], fallback_s: int) -> None:
@@ -155,8 +162,21 @@ class Announcer:
         await self._remove([one for one in held if one.valid_s is not None])
         await self._remove([one for one in held if one.valid_s is None])
 
+    def tell_again(self) -> None:
+        """Another node may have answered meanwhile: the neighbours have to be told of all that is worked on next."""
+        self._told.clear()
+
+    def _tell_neighbours(self, desired: Desired) -> None:
+        """Once for each time that a local address comes to this node, be it that it was here when we started: then
+        another node may have had it in the meantime."""
+        where = (desired.address, desired.interface)
+        if desired.kind is Kind.LOCAL and where not in self._told:
+            self._told.add(where)
+            self.frames.start(where)
+
     def _gone(self, where: Where) -> None:
         self.frames.stop(where)
+        self._told.discard(where)
         self._listener.withdrawn(where[0])
 
     def _still_ours(self, where: Where) -> bool:

@@ -266,6 +266,7 @@ def wanted(desired: Desired) -> Wanted:
         noprefixroute=desired.noprefixroute,
         # Duplicate address detection would keep an IPv6 address unusable for a second or more at every failover.
         nodad=True,
+        preferred_s=desired.preferred_s,
     )
 
 

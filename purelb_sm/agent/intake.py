@@ -140,22 +140,22 @@ class GroupReader:
 
 
 class ConfigReader:
-    """The LBNodeAgent of this node, with the same memory."""
+    """The LBNodeAgent of this node, with the same memory. `tell` is told once of each object that cannot be read."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[ObjectView, str], None]) -> None:
         self._good: AgentConfig | None = None
-        self._told: list[str] = []
+        self._tell = tell
+        self._told: set[tuple[str, str]] = set()
 
     def read(self, views: Iterable[ObjectView], node: NodeView | None) -> AgentConfig | None:
         """None: it cannot be read, and never could."""
         choice = choose_config(views, node.labels if node else {})
-        problems = [f"{name}: {why}" for name, why in choice.passed_over]
-        if choice.problem is not None:
-            problems.append(str(choice.problem))
-        for problem in problems:
-            if problem not in self._told:
-                log.warning("lbnodeagent_not_usable", why=problem)
-        self._told = problems
+        told = {(view.name, str(error)) for view, error in choice.problems}
+        for view, error in choice.problems:
+            if (view.name, str(error)) not in self._told:
+                log.warning("lbnodeagent_not_usable", lbnodeagent=view.name, why=str(error))
+                self._tell(view, str(error))
+        self._told = told
         if choice.config is not None:
             self._good = choice.config
         return self._good

@@ -7,11 +7,11 @@ from, and a conflict means to compute it again. A Service whose annotations are 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Final
 
 import structlog
 
+from purelb_sm.agent.intake import Watches, slim
 from purelb_sm.agent.ledger import Ledger
 from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.announce import Announcements, Desired, Kind
@@ -24,13 +24,10 @@ from purelb_sm.kube.client import KubeClient
 from purelb_sm.kube.events import EventRecorder
 from purelb_sm.kube.publish import patch_annotations
 from purelb_sm.kube.queue import WorkQueue
-from purelb_sm.kube.reflector import Reflector
 
 log = structlog.get_logger(__name__)
 
 WORKERS: Final = 8
-
-Absorb = Callable[[ServiceView], None]
 
 
 class Telling:
@@ -41,19 +38,18 @@ class Telling:
         self,
         node: str,
         client: KubeClient,
-        services: Reflector[ServiceKey, ServiceView],
+        watches: Watches,
         table: Announcements,
         ledger: Ledger,
         recorder: EventRecorder,
-        absorb: Absorb,
     ) -> None:
         self._node = node
         self._client = client
-        self._services = services
+        self._watches = watches
+        self._services = watches.services
         self._table = table
         self._ledger = ledger
         self._recorder = recorder
-        self._absorb = absorb
         self._queue = WorkQueue()
         self._busy: set[ServiceKey] = set()
         self._open = False
@@ -75,6 +71,12 @@ class Telling:
     def withdrawn(self, address: Address) -> None:
         for key in self._table.services_of(address):
             self.look_at(key)
+
+    def bridged(self, interface: str, kind: str) -> None:
+        node = self._watches.node.get(self._node)
+        if node is not None:
+            message = f"This kernel has no dummy links: {interface} is a {kind} without ports"
+            self._recorder.node(node, EventNote("Normal", "NoDummyLinks", message))
 
     def look_at(self, key: ServiceKey) -> None:
         """Something about this Service, or about us, may make its annotations wrong."""
@@ -116,7 +118,8 @@ class Telling:
             self._queue.forget(key)
             return
         try:
-            self._absorb(await patch_annotations(self._client, key, view.uid, view.resource_version, changes))
+            written = await patch_annotations(self._client, key, view.uid, view.resource_version, changes)
+            self._services.absorb(slim(written))
         except (NotFound, Invalid) as error:
             log.debug("annotations_not_written", service=str(key), error=str(error))
             self._queue.forget(key)

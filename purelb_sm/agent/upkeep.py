@@ -114,6 +114,13 @@ class Upkeep:
         self._moved = True
         self._wake.set()
 
+    def returned(self) -> None:
+        """For a while the others did not count on this node: what it holds, another may have answered for."""
+        log.info("returned", held=len(self.announcer.holdings))
+        self.announcer.tell_again()
+        self._later.update(dict.fromkeys(self.announcer.holdings.addresses()))
+        self._wake.set()
+
     def decide(self, address: Address) -> Verdict:
         """What belongs on this node now."""
         if self._hold is Hold.LAPSED:

@@ -130,12 +130,13 @@ def parse_selector(view: ObjectView) -> tuple[Requirement, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which LBNodeAgent is a node's. `config` None: the one that is cannot be read (`problem` says why) and the node
-    must not guess. `passed_over` names objects that no node can go by, with why."""
+    """Which LBNodeAgent is a node's. `config` None: the one that is cannot be read, and the node must not guess.
+
+    `problems` are the objects that cannot be read, that one or others that might have been it, each with why.
+    """
 
     config: AgentConfig | None
-    problem: InvalidAgentConfig | None = None
-    passed_over: tuple[tuple[str, InvalidAgentConfig], ...] = ()
+    problems: tuple[tuple[ObjectView, InvalidAgentConfig], ...] = ()
 
 
 def choose_config(views: Iterable[ObjectView], labels: Mapping[str, str]) -> Choice:
@@ -143,12 +144,12 @@ def choose_config(views: Iterable[ObjectView], labels: Mapping[str, str]) -> Cho
     the order of namespace and name; one without `spec.local` is passed over. None at all: the defaults."""
     specific: list[ObjectView] = []
     for_all: list[ObjectView] = []
-    passed_over: list[tuple[str, InvalidAgentConfig]] = []
+    problems: list[tuple[ObjectView, InvalidAgentConfig]] = []
     for view in sorted(views, key=lambda v: (v.namespace, v.name)):
         try:
             selector = parse_selector(view)
         except InvalidAgentConfig as error:
-            passed_over.append((view.name, error))
+            problems.append((view, error))
             continue
         if not selector:
             for_all.append(view)
@@ -158,11 +159,11 @@ def choose_config(views: Iterable[ObjectView], labels: Mapping[str, str]) -> Cho
         (v for v in specific + for_all if isinstance(v.spec, Mapping) and v.spec.get("local") is not None), None
     )
     if mine is None:
-        return Choice(DEFAULT_CONFIG, None, tuple(passed_over))
+        return Choice(DEFAULT_CONFIG, tuple(problems))
     try:
-        return Choice(parse_agent_config(mine), None, tuple(passed_over))
+        return Choice(parse_agent_config(mine), tuple(problems))
     except InvalidAgentConfig as error:
-        return Choice(None, error, tuple(passed_over))
+        return Choice(None, ((mine, error), *problems))
 
 
 def _local(view: ObjectView) -> Mapping[str, Any]:

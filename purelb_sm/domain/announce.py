@@ -182,6 +182,14 @@ class Announcements:
         claim = self._claims.get(key)
         return claim.addresses if claim else ()
 
+    def is_local_policy(self, key: ServiceKey) -> bool:
+        """Whether the Service is ours and wants traffic only where its endpoints are."""
+        claim = self._claims.get(key)
+        return claim is not None and not claim.everywhere
+
+    def with_local_policy(self) -> list[ServiceKey]:
+        return [key for key, claim in self._claims.items() if not claim.everywhere]
+
     def services_of(self, address: Address) -> tuple[ServiceKey, ...]:
         return self._services.get(address, ())
 

@@ -90,9 +90,10 @@ def add_request(wanted: Wanted, index: int, mark: bytes, *, renew: bool) -> nl.R
     """Adds an address that must not be there (EEXIST), or with `renew` changes the lifetime of one that is."""
     flags = (IFA_F_NOPREFIXROUTE if wanted.noprefixroute else 0) | (IFA_F_NODAD if wanted.nodad else 0)
     lifetime = _INFINITE if wanted.lifetime_s is None else wanted.lifetime_s
+    preferred = lifetime if wanted.preferred_s is None else wanted.preferred_s
     body = _identity(wanted.address, wanted.prefix_length, index)
     body += nl.attribute(_IFA_FLAGS, struct.pack("=I", flags))
-    body += nl.attribute(_IFA_CACHEINFO, struct.pack("=IIII", lifetime, lifetime, 0, 0)) + mark
+    body += nl.attribute(_IFA_CACHEINFO, struct.pack("=IIII", preferred, lifetime, 0, 0)) + mark
     return nl.request(nl.RTM_NEWADDR, nl.NLM_F_CREATE | (nl.NLM_F_REPLACE if renew else nl.NLM_F_EXCL), body)
 
 

@@ -50,8 +50,8 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An address that we want the kernel to have. `lifetime_s` is both the valid and the preferred lifetime; None
-    means permanent. `nodad` has a meaning for IPv6 only."""
+    """An address that we want the kernel to have. `lifetime_s` None: permanent. After `preferred_s`, if given, the
+    kernel no longer takes it as the source of connections of its own. `nodad` has a meaning for IPv6 only."""
 
     address: IPAddress
     prefix_length: int
@@ -59,6 +59,7 @@ class Wanted:
     lifetime_s: int | None = None
     noprefixroute: bool = False
     nodad: bool = False
+    preferred_s: int | None = None
 
 
 ChangeKind = Literal["link", "address", "default_route", "resync"]

@@ -286,6 +286,46 @@ async def test_while_the_api_server_is_away_traffic_goes_on_and_nothing_moves(st
     assert [name for name, lines in told.items() if any(str(LOCAL) in line for line in lines)] in ([], [node])
 
 
+@pytest.mark.spec("C5", "C7", "C14")
+@pytest.mark.parametrize("how", ["no-api", "paused", "killed"])
+async def test_a_node_that_the_others_gave_up_takes_its_traffic_back(stage: Stage, how: str) -> None:
+    """Its kernel held the address all the time, but the neighbours were told of another node."""
+    await stage.allocated("echo", LOCAL)
+    away = await stage.one_holder(LOCAL)
+    await stage.answered_by(LOCAL, away)
+    process = stage.sandbox.agents[away]
+    match how:
+        case "no-api":
+            await stage.cluster.set_api(away, ApiState.HUNG)
+        case "paused":
+            process.pause()
+        case _:
+            await stage.sandbox.kill_agent(away)
+    heir = await stage.one_holder(LOCAL, other_than=away)
+    await stage.answered_by(LOCAL, heir)
+    match how:
+        case "no-api":
+            await stage.cluster.set_api(away, ApiState.REACHABLE)
+        case "paused":
+            process.resume()
+        case _:
+            await stage.sandbox.start_agent(away)
+    await stage.held_by(LOCAL, away)
+    await stage.answered_by(LOCAL, away)
+
+
+@pytest.mark.spec("C6")
+async def test_told_to_stop_while_the_api_server_is_away_an_agent_withdraws_and_ends_in_time(stage: Stage) -> None:
+    await stage.allocated("echo", LOCAL)
+    leaving = await stage.one_holder(LOCAL)
+    await stage.cluster.set_api(leaving, ApiState.HUNG)
+    started = time.monotonic()
+    await stage.sandbox.stop_agent(leaving)
+    assert time.monotonic() - started < 5.0
+    assert stage.sandbox.agents[leaving].returncode == 0, stage.sandbox.agents[leaving].output()
+    assert not [held for held in await stage.cluster.addresses(leaving) if held.mine]
+
+
 @pytest.mark.spec("C6", "C13")
 async def test_agents_killed_at_any_time_while_services_come_and_go_converge(stage: Stage) -> None:
     """Kills are spread over the work: while addresses are added, while they are removed, while an agent starts."""

@@ -62,6 +62,7 @@ class RunningAgent:
         self.agent.leave = _nothing  # type: ignore[method-assign]
         self.agent.recorder.flush = _not_flushed  # type: ignore[method-assign]
         await self.terminate()
+        await self.agent.recorder.close()
 
     async def held(self) -> dict[Address, Held]:
         return {held.address: held for held in await self.kernel.held()}

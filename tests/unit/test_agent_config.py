@@ -196,7 +196,7 @@ def test_match_expressions(expression: dict[str, Any], labels: dict[str, str], y
 def test_an_object_whose_selector_cannot_be_read_is_no_nodes(selector: object) -> None:
     choice = choose_config([lbna({"nodeSelector": selector, "local": {"localInterface": "eth7"}})], {})
     assert choice.config == DEFAULT_CONFIG
-    assert [name for name, _ in choice.passed_over] == ["default"]
+    assert [view.name for view, _ in choice.problems] == ["default"]
 
 
 def test_a_node_does_not_guess_when_its_own_object_cannot_be_read() -> None:
@@ -204,8 +204,7 @@ def test_a_node_does_not_guess_when_its_own_object_cannot_be_read() -> None:
     views.append(lbna({**IN_ZONE_A, "local": {"localInterface": "eth["}}, "mine"))
     choice = choose_config(views, {"zone": "a"})
     assert choice.config is None
-    assert choice.problem is not None
-    assert choice.problem.field == "spec.local.localInterface"
+    assert [(view.name, error.field) for view, error in choice.problems] == [("mine", "spec.local.localInterface")]
     others = choose_config(views, {}).config
     assert others is not None
     assert others.source == "all"

@@ -77,6 +77,9 @@ async def test_every_node_holds_a_remote_address_on_kube_lb0_which_is_made_if_mi
         held = (await node.held())[ip_address(REMOTE)]
         assert (held.interface, held.prefix_length, held.valid_s, held.noprefixroute) == ("kube-lb0", 32, None, False)
         assert not node.announced(REMOTE), "a router learns of remote addresses, neighbours do not"
+    (event,) = await eventually(lambda: lab.cluster.events("NoDummyLinks"))
+    assert event["involvedObject"]["name"] == "node2"
+    assert "kube-lb0 is a bridge" in event["message"]
 
 
 @pytest.mark.spec("C1", "C19")
@@ -141,9 +144,12 @@ async def test_the_lbnodeagent_decides_interface_lifetime_and_frames(lab: Lab) -
     assert {(h.interface, str(h.address)) for h in await node.kernel.held()} == {(INTERFACE, IP), ("kube-lb0", REMOTE)}
 
 
-async def test_a_node_whose_lbnodeagent_cannot_be_read_leaves_local_addresses_to_the_others(lab: Lab) -> None:
+async def test_a_node_whose_lbnodeagent_cannot_be_read_says_so_and_takes_no_local_address(lab: Lab) -> None:
     config(lab, localInterface="eth[")
     await lab.start("node1")
+    (event,) = await eventually(lambda: lab.cluster.events("ParseFailed"))
+    assert (event["type"], event["involvedObject"]["kind"]) == ("Warning", "LBNodeAgent")
+    assert "spec.local.localInterface" in event["message"]
     await lab.allocated("echo", IP)
     await lab.allocated("routed", REMOTE, group="routed")
     lab.cluster.server.delete("purelb.io/v2", "LBNodeAgent", "default", "purelb-system")
@@ -311,6 +317,66 @@ async def test_what_is_ours_no_more_leaves_every_node(lab: Lab, how: str) -> Non
     await lab.held_by(REMOTE)
 
 
+def slices(lab: Lab, name: str, *endpoints: tuple[str, bool, bool]) -> None:
+    """The Service's EndpointSlice, with (node, ready, serving) for each endpoint; not ready ones terminate."""
+    lab.cluster.server.apply(
+        {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {"name": name, "namespace": NAMESPACE, "labels": {"kubernetes.io/service-name": name}},
+            "addressType": "IPv4",
+            "endpoints": [
+                {
+                    "addresses": [f"10.244.0.{number}"],
+                    "nodeName": node,
+                    "conditions": {"ready": ready, "serving": serving, "terminating": not ready},
+                }
+                for number, (node, ready, serving) in enumerate(endpoints, 1)
+            ],
+        }
+    )
+
+
+@pytest.mark.spec("C10")
+async def test_with_policy_local_a_remote_address_is_where_the_endpoints_are(lab: Lab) -> None:
+    await lab.start("node1", "node2", "node3")
+    slices(lab, "other", ("node1", True, True))
+    slices(lab, "echo", ("node1", True, True), ("node2", False, True), ("node3", False, False))
+    await lab.allocated("echo", REMOTE, group="routed", externalTrafficPolicy="Local")
+    await lab.held_by(REMOTE, "node1", "node2")
+    slices(lab, "echo", ("node3", True, True), ("node3", True, True))
+    await lab.held_by(REMOTE, "node3")
+    lab.cluster.server.delete("discovery.k8s.io/v1", "EndpointSlice", "echo", NAMESPACE)
+    await lab.held_by(REMOTE)
+    await patch(lab, f"/api/v1/namespaces/{NAMESPACE}/services/echo", {"spec": {"externalTrafficPolicy": "Cluster"}})
+    await lab.held_by(REMOTE, "node1", "node2", "node3")
+
+
+@pytest.mark.spec("C10", "C13")
+async def test_what_is_held_stays_until_the_endpoints_are_known(lab: Lab) -> None:
+    (node,) = await lab.start("node1")
+    slices(lab, "echo", ("node1", True, True))
+    await lab.allocated("echo", REMOTE, group="routed", externalTrafficPolicy="Local")
+    await lab.held_by(REMOTE, "node1")
+    await node.kill()
+    fault = lab.cluster.server.faults.add(Fault("error", path=r"/endpointslices"))
+    node.kernel.applied.clear()
+    (again,) = await lab.start("node1")
+    await eventually(lambda: fault.hits >= 2)
+    assert await lab.holders(REMOTE) == ["node1"]
+    lab.cluster.server.faults.remove(fault.number)
+    lab.cluster.server.delete("discovery.k8s.io/v1", "EndpointSlice", "echo", NAMESPACE)
+    await lab.held_by(REMOTE)
+    assert again.agent.ledger.report().addresses == ()
+
+
+async def test_endpoints_are_not_watched_where_nobody_asks(lab: Lab) -> None:
+    await lab.start("node1")
+    await lab.allocated("echo", IP)
+    await lab.held_by(IP, "node1")
+    assert not [path for _, path in lab.cluster.requests if "endpointslices" in path]
+
+
 @pytest.mark.spec("C19")
 async def test_an_address_that_leaves_the_ingress_leaves_the_node(lab: Lab) -> None:
     await lab.start("node1")
@@ -420,6 +486,30 @@ async def test_after_kill_9_what_is_there_is_taken_over_and_only_what_is_ours_is
     assert {"172.30.250.99", "172.31.1.7"} <= {str(h.address) for h in await kernel.addresses()}
     triggers = {(str(t.address), str(t.trigger)) for t in again.agent.ledger.report().transitions}
     assert {(IP, "found_present"), (REMOTE, "found_present"), ("172.30.250.54", "removed")} <= triggers
+
+
+@pytest.mark.spec("C7", "C13")
+async def test_an_agent_that_was_away_too_long_takes_the_traffic_back(lab: Lab) -> None:
+    """Another node answered meanwhile and told so; what was here all the time has to be told again."""
+    holder, other = await two_with_address(lab)
+    await holder.kill()
+    await eventually(lambda: other.announced(IP) == 3)
+    before = holder.announced(IP)
+    await lab.start(holder.name)
+    await lab.held_by(IP, holder.name)
+    await eventually(lambda: holder.announced(IP) == before + 3)
+    await eventually(lambda: lab.annotation("echo") == f"{holder.name}, {INTERFACE}")
+
+
+@pytest.mark.spec("C7", "C14")
+async def test_a_node_that_alone_lost_the_api_server_takes_the_traffic_back(lab: Lab) -> None:
+    holder, other = await two_with_address(lab)
+    await eventually(lambda: holder.announced(IP) == 3)
+    mute = lab.cluster.server.faults.add(Fault("error", method="PATCH", path=f"leases/purelb-node-{holder.name}"))
+    await lab.held_by(IP, other.name)  # Its own watch tells it that the others go on without it.
+    lab.cluster.server.faults.remove(mute.number)
+    await lab.held_by(IP, holder.name)
+    await eventually(lambda: holder.announced(IP) == 6)
 
 
 async def test_a_foreign_address_in_the_place_of_ours_is_left_and_told(lab: Lab) -> None:
