@@ -91,11 +91,12 @@ class Announcer:
     def _plan(self, address: Address, add: list[Desired], renew: list[Desired], remove: list[Held]) -> None:
         verdict = self._decide(address)
         if isinstance(verdict, Keep):
+            self.holdings.leave(address)
             return
-        self.holdings.settle(address, None if verdict is None else verdict.interface)
         held = self.holdings.of(address)
         # The kernel cannot change prefix length and flags of an address that it has: it must go, and come anew.
         right = [one for one in held if verdict is not None and _fits(one, verdict)]
+        self.holdings.settle(address, None if verdict is None else verdict.interface, right=bool(right))
         remove += [one for one in held if one not in right]
         if verdict is None:
             return

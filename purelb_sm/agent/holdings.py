@@ -93,19 +93,26 @@ class Holdings:
         now = self._clock()
         return {address for address, retry in self._retries.items() if all_of_them or retry.due <= now}
 
-    def settle(self, address: Address, wanted_on: str | None) -> None:
-        """The address is wanted on this interface only (None: on none). What failed elsewhere has no state any more;
-        what the kernel holds though a removal failed is present."""
-        if wanted_on is None or self.get(address, wanted_on) is not None:
+    def settle(self, address: Address, wanted_on: str | None, *, right: bool) -> None:
+        """The address is wanted on this interface only (None: on none); `right`: the kernel holds it there as wanted.
+
+        What failed elsewhere, and is not there, has no state any more; what is right though a removal of it failed
+        is present.
+        """
+        if right or (wanted_on is None and not self.of(address)):
             self._retries.pop(address, None)
         for record in self._ledger.of(address):
             held = self.get(address, record.interface)
             if record.state is not _S.FAILED:
                 continue
-            if held is not None and record.interface == wanted_on:
-                self._fire(held, _T.FOUND_PRESENT)
+            if right and held is not None and record.interface == wanted_on:
+                self._fire(held, _T.FOUND_PRESENT, valid_s=held.valid_s)
             elif held is None and record.interface != wanted_on:
                 self._ledger.fire(address, record.interface, _T.FOUND_ABSENT, prefix_length=record.prefix_length)
+
+    def leave(self, address: Address) -> None:
+        """Nothing can be decided about the address: nothing of it is to be tried again."""
+        self._retries.pop(address, None)
 
     # Looking.
 
