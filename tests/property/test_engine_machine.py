@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from ipaddress import ip_address
@@ -64,6 +64,8 @@ SPECS: list[Any] = [
 ]
 WISHES = ["", "", "10.0.0.1", "10.0.0.2", "10.0.0.3,fd30::1", "junk"]
 GROUPS = ("default", "other")
+MOVES = ["come", "go", "come", "go", "again", "ClusterIP", "LoadBalancer", "turn", "other", "deleting", "unbrand"]
+MOVES += ["touch", "families", "wish", "group"]
 SETTLE_S = 3.0
 
 
@@ -80,7 +82,7 @@ class Kernel:
 
     def write(self, now: Any) -> None:
         self.sequence += 1
-        shown = tuple(ReportedAddress(a, "eth0", 24, AnnouncementState.PRESENT, now, 300) for a in sorted_(self.holds))
+        shown = tuple(ReportedAddress(a, "eth0", 24, AnnouncementState.PRESENT, now, 20) for a in sorted_(self.holds))
         started = NOW + timedelta(microseconds=self.incarnation)
         self.reports.append(NodeReport(self.name, str(self.incarnation), started, self.sequence, shown, ()))
 
@@ -117,6 +119,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.kernels = {name: Kernel(name) for name in NODES}
         self.leader: Leader = self.new_leader()
         self.old: list[Leader] = []
+        self.late: list[tuple[Leader, Publication]] = []
 
     def teardown(self) -> None:
         try:
@@ -177,14 +180,34 @@ class EngineMachine(RuleBasedStateMachine):
 
     # -- rules: users -------------------------------------------------------------------------------------------
 
-    @initialize(spec=st.sampled_from(SPECS[1:4]))
-    def begin(self, spec: Any) -> None:
-        self.edit_group("default", spec, True)
+    @initialize(spec=st.sampled_from(SPECS[1:4]), asking=st.integers(0, 7))
+    def begin(self, spec: Any, asking: int) -> None:
+        """Most searches begin where something is held."""
+        self.change_group("default", spec)
+        self.look_at_groups(self.leader)
+        for number, key in enumerate(KEYS):
+            if asking >> number & 1:
+                self.create(key, FAMILIES[0], "")
+        self.work()
 
-    @rule(key=st.sampled_from(KEYS), families=st.sampled_from(FAMILIES), wish=st.sampled_from(WISHES))
+    @rule(
+        key=st.sampled_from(KEYS),
+        move=st.sampled_from(MOVES),
+        families=st.sampled_from(FAMILIES),
+        wish=st.sampled_from(WISHES),
+    )
+    def a_user_does(self, key: ServiceKey, move: str, families: Any, wish: str) -> None:
+        view = self.cluster.get(key)
+        if view is None:
+            self.create(key, families, wish)
+        elif move in ("go", "again"):
+            del self.cluster[key]
+            if move == "again":
+                self.create(key, families, wish)
+        elif not view.deleting:
+            self.put(key, edited(view, move, families, wish))
+
     def create(self, key: ServiceKey, families: Any, wish: str) -> None:
-        if key in self.cluster:
-            return
         self.cluster[key] = service(
             key=key,
             uid=f"uid-{next(self.uids)}",
@@ -194,108 +217,80 @@ class EngineMachine(RuleBasedStateMachine):
             annotations={names.ADDRESSES: wish} if wish else {},
         )
 
-    @rule(key=st.sampled_from(KEYS))
-    def delete(self, key: ServiceKey) -> None:
-        self.cluster.pop(key, None)
-
-    @rule(
-        key=st.sampled_from(KEYS),
-        change=st.sampled_from(["ClusterIP", "LoadBalancer", "other", "deleting", "unbrand", "touch"]),
-    )
-    def edit(self, key: ServiceKey, change: str) -> None:
-        view = self.cluster.get(key)
-        if view is None or view.deleting:
-            return
-        if change == "ClusterIP":
-            # The API server takes class and ingress away with the type.
-            view = replace(view, type="ClusterIP", load_balancer_class=None, ingress=())
-        elif change == "LoadBalancer":
-            view = replace(view, type="LoadBalancer")
-        elif change == "other" and view.type == "ClusterIP":
-            view = replace(view, type="LoadBalancer", load_balancer_class="example.com/other")
-        elif change == "deleting":
-            view = replace(view, deleting=True)
-        elif change == "unbrand":
-            kept = {k: v for k, v in view.annotations.items() if k not in names.OURS}
-            view = replace(view, annotations=kept)
-        self.put(key, view)
-
-    @rule(key=st.sampled_from(KEYS), families=st.sampled_from(FAMILIES[:3]))
-    def change_families(self, key: ServiceKey, families: Any) -> None:
-        view = self.cluster.get(key)
-        if view is not None and view.ip_families[0] == families[0][0]:
-            self.put(key, replace(view, ip_families=families[0], ip_family_policy=families[1]))
-
-    @rule(key=st.sampled_from(KEYS), wish=st.sampled_from(WISHES), group=st.sampled_from(["", *GROUPS, "nowhere"]))
-    def change_wish(self, key: ServiceKey, wish: str, group: str) -> None:
-        view = self.cluster.get(key)
-        if view is not None:
-            theirs = {names.ADDRESSES: wish, names.SERVICE_GROUP: group}
-            kept = {k: v for k, v in view.annotations.items() if k not in theirs}
-            self.put(key, replace(view, annotations=kept | {k: v for k, v in theirs.items() if v}))
-
     def put(self, key: ServiceKey, view: ServiceView) -> None:
         self.cluster[key] = replace(view, resource_version=str(next(self.versions)))
 
     @rule(name=st.sampled_from(GROUPS), spec=st.sampled_from(SPECS), seen=st.booleans())
-    def edit_group(self, name: str, spec: Any, seen: bool) -> None:
-        self.groups.pop(name, None)
-        if spec is not None:
-            self.groups[name] = replace(group_view(name, spec), uid=f"g{next(self.uids)}", created_at=self.now)
+    def a_group_changes(self, name: str, spec: Any, seen: bool) -> None:
+        self.change_group(name, spec)
         if seen:
             self.look_at_groups(self.leader)
 
+    def change_group(self, name: str, spec: Any) -> None:
+        self.groups.pop(name, None)
+        if spec is not None:
+            self.groups[name] = replace(group_view(name, spec), uid=f"g{next(self.uids)}", created_at=self.now)
+
     # -- rules: the allocator -----------------------------------------------------------------------------------
 
-    @rule(seen=st.sets(st.sampled_from(KEYS)), keys=st.lists(st.sampled_from(KEYS), unique=True, min_size=1))
-    def batch(self, seen: set[ServiceKey], keys: list[ServiceKey]) -> None:
-        """The watch has brought some of what is new, and some keys are planned; their writes are under way."""
-        self.catch_up(self.leader, seen)
-        self.plan(self.leader, keys)
+    @rule(seen=st.integers(0, 7), backwards=st.booleans())
+    def a_batch(self, seen: int, backwards: bool) -> None:
+        """The watch has brought some of what is new, and all is planned; the writes are under way."""
+        self.catch_up({key for number, key in enumerate(KEYS) if seen >> number & 1})
+        self.plan(self.leader, KEYS[::-1] if backwards else KEYS)
 
-    def catch_up(self, leader: Leader, keys: set[ServiceKey]) -> None:
+    def catch_up(self, keys: Iterable[ServiceKey]) -> None:
         for key in keys:
             if key in self.cluster:
-                leader.cache[key] = self.cluster[key]
+                self.leader.cache[key] = self.cluster[key]
             else:
-                leader.cache.pop(key, None)
+                self.leader.cache.pop(key, None)
 
     @rule()
     def work(self) -> None:
         """An undisturbed moment: the watch is up to date, everything is planned, and every new write is taken."""
         under_way, self.leader.flying = self.leader.flying, []
-        self.catch_up(self.leader, set(KEYS))
+        self.catch_up(KEYS)
         self.plan(self.leader, KEYS)
         self.all_writes()
         self.leader.flying = under_way
-
-    @precondition(lambda self: self.leader.flying)
-    @rule(data=st.data(), fate=st.sampled_from(["taken", "taken", "unanswered", "lost"]))
-    def a_write_arrives(self, data: Any, fate: str) -> None:
-        index = data.draw(st.integers(0, len(self.leader.flying) - 1))
-        publication = self.leader.flying.pop(index)
-        if fate != "lost":
-            self.deliver(self.leader, publication, answered=fate == "taken")
-
-    @precondition(lambda self: self.old)
-    @rule(plans=st.booleans())
-    def a_deposed_leader_goes_on(self, plans: bool) -> None:
-        old = self.old[-1]
-        if plans:
-            before = len(old.flying)
-            self.plan(old, KEYS)
-            assert old.deposed
-            assert len(old.flying) == before
-        elif old.flying:
-            self.deliver(old, old.flying.pop(0))
 
     def all_writes(self) -> None:
         while self.leader.flying:
             self.deliver(self.leader, self.leader.flying.pop(0))
 
+    @precondition(lambda self: self.leader.flying)
+    @rule(which=st.integers(0, 5), fate=st.sampled_from(["taken", "taken", "unanswered", "lost"]))
+    def a_write_arrives(self, which: int, fate: str) -> None:
+        publication = self.leader.flying.pop(which % len(self.leader.flying))
+        if fate != "lost":
+            self.deliver(self.leader, publication, answered=fate == "taken")
+
+    @precondition(lambda self: self.late)
+    @rule(which=st.integers(0, 5))
+    def a_write_of_a_former_leader_arrives(self, which: int) -> None:
+        leader, publication = self.late.pop(which % len(self.late))
+        self.deliver(leader, publication, answered=False)
+
+    @precondition(lambda self: self.old)
     @rule()
-    def releases_are_looked_at(self) -> None:
-        self.release_pass()
+    def a_former_leader_goes_on(self) -> None:
+        """It was only stopped, and knows of nothing."""
+        old = self.old[-1]
+        self.plan(old, KEYS)
+        assert old.deposed
+        assert not old.flying
+
+    @rule(crashed=st.booleans())
+    def another_leads(self, crashed: bool) -> None:
+        """What the former one has under way may still arrive."""
+        self.late += [(self.leader, publication) for publication in self.leader.flying]
+        self.leader.flying = []
+        if crashed:
+            self.leader.book.close()
+        else:
+            self.old.append(self.leader)
+        self.leader = self.new_leader()
 
     def release_pass(self) -> None:
         cache = self.leader.cache
@@ -306,15 +301,6 @@ class EngineMachine(RuleBasedStateMachine):
 
         self.leader.engine.release_pass(shows, frozenset(NODES))
 
-    @rule(paused=st.booleans())
-    def another_leads(self, paused: bool) -> None:
-        """A crash (what was under way is lost, or arrives late), or a leader that was only paused."""
-        if paused:
-            self.old.append(self.leader)
-        else:
-            self.leader.book.close()
-        self.leader = self.new_leader()
-
     # -- rules: time and nodes ----------------------------------------------------------------------------------
 
     @rule(seconds=st.sampled_from([1, 4, 11]))
@@ -323,17 +309,13 @@ class EngineMachine(RuleBasedStateMachine):
         for kernel in self.kernels.values():
             self.node_acts(kernel)
         self.now += timedelta(seconds=seconds)
+        self.release_pass()
 
     @rule()
     def a_quiet_while(self) -> None:
         """Nothing is planned, but whatever can be released is."""
-        for seconds in (4, 11, 1):
+        for seconds in (4, 400, 1):
             self.time_passes(seconds)
-            self.release_pass()
-
-    @rule(node=st.sampled_from(NODES))
-    def a_node_acts(self, node: str) -> None:
-        self.node_acts(self.kernels[node])
 
     def node_acts(self, kernel: Kernel) -> None:
         """Every node holds what any branded Service shows: harder on releases than an election would be."""
@@ -343,13 +325,15 @@ class EngineMachine(RuleBasedStateMachine):
             kernel.write(self.now)
             self.leader.engine.take_reports(kernel.reports[-1:])
 
-    @rule(node=st.sampled_from(NODES), trouble=st.sampled_from(["silent", "restarted", "repeated"]))
-    def a_node_has_trouble(self, node: str, trouble: str) -> None:
+    @rule(node=st.sampled_from(NODES), what=st.sampled_from(["acts", "acts", "silent", "restarted", "repeated"]))
+    def a_node(self, node: str, what: str) -> None:
         kernel = self.kernels[node]
-        if trouble == "silent":
+        if what == "acts":
+            self.node_acts(kernel)
+        elif what == "silent":
             kernel.alive = False
             self.leader.engine.lose_nodes([node], "its Lease lapsed")
-        elif trouble == "restarted":
+        elif what == "restarted":
             kernel.alive, kernel.sequence = True, 0
             kernel.incarnation += 1
             kernel.write(self.now)
@@ -398,7 +382,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.look_at_groups(self.leader)
         made: list[Plan] = []
         for _ in range(12):
-            self.catch_up(self.leader, set(KEYS))
+            self.catch_up(KEYS)
             made = self.plan(self.leader, KEYS)
             self.all_writes()
             for kernel in self.kernels.values():
@@ -452,7 +436,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def a_new_leader_finds_nothing_to_do(self) -> None:
         before, head = dict(self.cluster), self.leader.engine.head()
-        self.another_leads(paused=False)
+        self.another_leads(crashed=True)
         made = self.plan(self.leader, KEYS)
         assert [each for each in made if not each.silent] == []
         self.release_pass()
@@ -470,6 +454,33 @@ class EngineMachine(RuleBasedStateMachine):
 def each(range_: Any) -> Iterator[Address]:
     for value in range(int(range_.first), int(range_.last) + 1):
         yield ip_address(value)
+
+
+def edited(view: ServiceView, move: str, families: Any, wish: str) -> ServiceView:
+    """What a user made of a Service."""
+    annotations = dict(view.annotations)
+    match move:
+        case "ClusterIP":
+            # The API server takes class and ingress away with the type.
+            return replace(view, type="ClusterIP", load_balancer_class=None, ingress=())
+        case "LoadBalancer":
+            return replace(view, type="LoadBalancer")
+        case "turn":
+            # There and back before anybody has looked.
+            return replace(view, type="LoadBalancer", load_balancer_class=None, ingress=())
+        case "other" if view.type == "ClusterIP":
+            return replace(view, type="LoadBalancer", load_balancer_class="example.com/other")
+        case "deleting":
+            return replace(view, deleting=True)
+        case "unbrand":
+            return replace(view, annotations={k: v for k, v in annotations.items() if k not in names.OURS})
+        case "families" if families[0][0] == view.ip_families[0]:
+            return replace(view, ip_families=families[0], ip_family_policy=families[1])
+        case "wish" | "group":
+            name, text = (names.ADDRESSES, wish) if move == "wish" else (names.SERVICE_GROUP, wish and "other")
+            annotations.pop(name, None)
+            return replace(view, annotations=annotations | ({name: text} if text else {}))
+    return view
 
 
 def taken(view: ServiceView, publication: Publication, version: str) -> ServiceView:
