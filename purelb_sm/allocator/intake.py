@@ -106,9 +106,16 @@ class Intake:
         return showing, asking
 
     def shows(self, key: ServiceKey, address: Address) -> bool:
-        """Whether the Service's status, as last seen, has this address."""
+        """Whether the Service's status, as last seen, has this address; one that cannot be read may have any."""
         view = self.services.get(key)
-        return view is not None and str(address) in {entry.ip for entry in view.ingress}
+        if view is None:
+            return key in self.services.unread
+        return str(address) in {entry.ip for entry in view.ingress}
+
+    def views(self, keys: Iterable[ServiceKey]) -> dict[ServiceKey, ServiceView | None]:
+        """What is to be planned for these: None for those that are gone; nothing for those that cannot be read."""
+        found = {key: self.services.get(key) for key in keys}
+        return {key: view for key, view in found.items() if view is not None or key not in self.services.unread}
 
     def node_names(self) -> frozenset[str] | None:
         """The Nodes of the cluster; None while there are none known, which is no reason to take them for gone."""

@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 DATABASE_RETRY_S = 1.0
 RETRY_LAST_S = 10.0
+UNREAD_RETRY_S = 10.0
 HEAD_PERIOD_S = 1.0
 WAITING_MAX = 10_000
 
@@ -159,12 +160,18 @@ class Leading:
                 await self._insist(partial(self._plan, ready))
 
     async def _plan(self, keys: Sequence[ServiceKey]) -> None:
-        views = {key: self._intake.services.get(key) for key in keys}
+        views = self._intake.views(keys)
+        for key in keys:
+            if key not in views:
+                # Nobody tells us when it goes, as nobody could read what went.
+                self._intake.queue.add_after(key, UNREAD_RETRY_S)
+        if not views:
+            return
         with self._metrics.commit.time():
             plans = await self._thread.call(self._engine.plan_batch, views)
         self._metrics.batch.observe(len(keys))
         shown: list[tuple[Plan, ServiceView]] = []
-        for key in set(keys).difference(made.key for made in plans):
+        for key in set(views).difference(made.key for made in plans):
             self._metrics.plans_failed.inc()
             self._intake.queue.retry(key)
         for made in plans:

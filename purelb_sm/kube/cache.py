@@ -52,6 +52,7 @@ class Cache(Generic[K, V]):
 
     def __init__(self, kind: Kind[K, V], keep: Callable[[V], bool] | None, log: Any) -> None:
         self.undecodable = 0
+        self.unread: set[K] = set()
         self.callback_errors = 0
         self._kind = kind
         self._keep = keep
@@ -101,6 +102,7 @@ class Cache(Generic[K, V]):
         server itself `went_back` in time (a restored backup): then the list is right about everything.
         """
         before, after = self._views, snapshot.found
+        self.unread = set(snapshot.unread)
         for key, old in before.items():
             ahead = not went_back and is_older(version, old.resource_version)
             if ahead or (key in snapshot.unread and key not in after):
@@ -122,6 +124,7 @@ class Cache(Generic[K, V]):
         old = self._views.get(key)
         if old is not None and is_older(identity.resource_version, old.resource_version):
             return  # We absorbed a newer state already.
+        self.unread.discard(key)
         if kind == Change.DELETED:
             self._drop(key)
             return
@@ -129,6 +132,7 @@ class Cache(Generic[K, V]):
             new = self._kind.decode(raw)
         except Undecodable as error:
             self._unreadable(raw, error)
+            self.unread.add(key)
             return
         if self._keep is not None and not self._keep(new):
             self._drop(key)

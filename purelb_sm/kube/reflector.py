@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Set
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
@@ -147,6 +147,11 @@ class Reflector(Generic[K, V]):
     def undecodable(self) -> int:
         """How often an object could not be read and was passed by."""
         return self._cache.undecodable
+
+    @property
+    def unread(self) -> Set[K]:
+        """Objects that are there, in a form that cannot be read: absent from the cache, or there as they once were."""
+        return self._cache.unread
 
     @property
     def callback_errors(self) -> int:

@@ -19,10 +19,13 @@ from typing import Any
 import pytest
 
 from purelb_sm.allocator import engine as engine_module
+from purelb_sm.allocator import leading as leading_module
 from purelb_sm.domain.plan import plan as real_plan
 from purelb_sm.domain.reports import render_report
 from purelb_sm.domain.states import AllocationState
+from purelb_sm.domain.views import ServiceView
 from purelb_sm.errors import DatabaseUnavailable
+from purelb_sm.kube import objects
 from purelb_sm.sandbox.apiserver import Fault
 from purelb_sm.store import Book, Unit
 from tests.e2e.test_allocator import POOL, moves, rows, states, verified
@@ -87,6 +90,37 @@ async def test_a_service_that_no_plan_can_be_made_for_holds_up_nobody_and_is_tri
             for name in ("a", "b", "c"):
                 await cluster.given(name)
             assert await cluster.given("poison")
+
+
+@pytest.mark.spec("E1", "A17")
+async def test_a_service_that_cannot_be_read_is_not_taken_for_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restart nothing is known of it but that it is there: what it holds and shows is given to nobody else."""
+    async with a_cluster(tmp_path, local_group(ONE)) as cluster:
+        database = a_database(tmp_path)
+        async with an_allocator(cluster, database):
+            cluster.create(service_object("odd"))
+            await cluster.given("odd")
+        real = objects.SERVICE
+
+        def decode(data: objects.Data) -> ServiceView:
+            view = real.decode(data)
+            if view.key.name == "odd":
+                raise objects.Undecodable("of a later version")
+            return view
+
+        monkeypatch.setattr(objects, "SERVICE", replace(real, decode=decode))
+        monkeypatch.setattr(leading_module, "UNREAD_RETRY_S", 0.1)
+        cluster.create(service_object("next"))
+        async with an_allocator(cluster, database):
+            refused = await eventually(lambda: cluster.condition("next"), "a refusal")
+            assert refused["reason"] == "PoolExhausted"
+            await cluster.patch_service("odd", {"metadata": {"labels": {"a": "b"}}})
+            await asyncio.sleep(0.3)
+            assert states(database) == {"172.30.250.53": "held"}
+            cluster.delete_service("odd")
+            assert await cluster.given("next") == ["172.30.250.53"]
 
 
 @pytest.mark.spec("E1")
@@ -216,6 +250,28 @@ async def test_a_database_locked_by_another_for_long_is_waited_for(
             assert await cluster.given("b") == ["172.30.250.54"]
             await eventually(lambda: states(database)["172.30.250.53"] == "quarantined")
             await eventually(lambda: allocator.checks()["database"])
+
+
+@pytest.mark.spec("E3")
+async def test_a_database_that_is_moved_away_is_missed_and_taken_up_again_when_it_is_back(tmp_path: Path) -> None:
+    """Without a look at the file everything would seem well, and be lost at the next start."""
+    async with a_cluster(tmp_path, local_group(POOL)) as cluster:
+        database = a_database(tmp_path)
+        async with an_allocator(cluster, database) as allocator:
+            cluster.create(service_object("a"))
+            await cluster.given("a")
+            away = tmp_path / "away"
+            away.mkdir()
+            for path in tmp_path.glob("purelb.db*"):
+                path.rename(away / path.name)
+            cluster.create(service_object("b"))
+            await eventually(lambda: not allocator.checks()["database"])
+            assert cluster.shown("b") == []
+            for path in away.iterdir():
+                path.rename(tmp_path / path.name)
+            assert await cluster.given("b") == ["172.30.250.54"]
+        assert len(states(database)) == 2
+        assert verified(database).rows > 0
 
 
 @contextmanager
