@@ -184,7 +184,8 @@ class Intake:
             self.remark([node])
 
     def _node_changed(self, change: Change, old: NodeView | None, new: NodeView | None) -> None:
-        if change is Change.DELETED:
+        if change is Change.DELETED and old is not None:
+            self._gone.discard(old.name)
             self.releases_wanted.set()
 
     def _live_changed(self, joined: frozenset[str], left: frozenset[str]) -> None:

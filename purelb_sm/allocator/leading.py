@@ -36,6 +36,8 @@ RETRY_LAST_S = 10.0
 UNREAD_RETRY_S = 10.0
 HEAD_PERIOD_S = 1.0
 WAITING_MAX = 10_000
+PREFERRED = 500
+"""So many of those who wait are planned before anybody else; a release must not hold up all others for long."""
 
 
 class Leading:
@@ -210,10 +212,12 @@ class Leading:
         keys = await self._insist(lambda: self._thread.call(self._engine.waiting_keys, WAITING_MAX))
         keys = list(dict.fromkeys([*keys, *self._waiting]))
         size = max(16, 2 * len(freed))
-        for start in range(0, len(keys), size):
-            if not await self._thread.call(self._engine.any_free, freed):
+        for start in range(0, PREFERRED, size):
+            if not keys[start:] or not await self._thread.call(self._engine.any_free, freed):
                 return
-            await self._plan_all(keys[start : start + size])
+            await self._plan_all(keys[start : min(start + size, PREFERRED)])
+        for key in keys[PREFERRED:]:
+            self._intake.queue.add(key)
 
     async def _heads(self) -> None:
         """Shows where the history ends, outside the database (B4): at most once a second, and only when it moved."""

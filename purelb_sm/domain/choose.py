@@ -64,16 +64,20 @@ def choose(
     the one the claim had, the lowest free one (A5).
     """
     choices: list[Choice] = []
+    asked = {family_of(address): address for address in request.addresses}
+    group = _group_of(request, [asked[family] for family in missing if family in asked], beside, world)
+    # What no waiting helps is said first, so that what is said does not depend on who has what at the moment.
+    if request.require_all:
+        for family in missing:
+            if family not in asked and not group.pools_of(family):
+                raise Refused(Reason.NO_POOL_FOR_FAMILY, f"ServiceGroup {group.name} has no {family} pool")
     try:
-        asked = {family_of(address): address for address in request.addresses}
         choices.extend(_asked(asked[family], reclaimable, world) for family in missing if family in asked)
-        group = _group(request, choices[0].group if choices else beside, world)
         for family in missing:
             if family in asked:
                 continue
-            choice = _any(family, group, reclaimable, world, lenient=not request.require_all)
-            if choice is not None:
-                choices.append(choice)
+            if group.pools_of(family):
+                choices.append(_any(family, group, reclaimable, world))
         if not choices:
             wanted = " or ".join(missing)
             raise Refused(Reason.NO_POOL_FOR_FAMILY, f"ServiceGroup {group.name} has no pool for {wanted}")
@@ -89,6 +93,15 @@ def give_back(choices: Sequence[Choice], world: World) -> None:
     for choice in choices:
         if choice.allocation_id is None:
             world.free.give_back(choice.address)
+
+
+def _group_of(request: Request, asked: Sequence[Address], beside: str | None, world: World) -> Group:
+    """The group for the families that no address is asked for; every address asked for must be in some group."""
+    owners = [world.free.group_of(address) for address in asked]
+    for address, owner in zip(asked, owners, strict=True):
+        if owner is None:
+            raise Refused(Reason.ADDRESS_OUTSIDE_GROUPS, f"requested address {address} is in no ServiceGroup")
+    return _group(request, owners[0] if owners else beside, world)
 
 
 def _group(request: Request, bound: str | None, world: World) -> Group:
@@ -108,8 +121,7 @@ def _group(request: Request, bound: str | None, world: World) -> Group:
 
 def _asked(address: Address, reclaimable: Sequence[BookedAllocation], world: World) -> Choice:
     group = world.free.group_of(address)
-    if group is None:
-        raise Refused(Reason.ADDRESS_OUTSIDE_GROUPS, f"requested address {address} is in no ServiceGroup")
+    assert group is not None
     for allocation in reclaimable:
         if allocation.address == address:
             return Choice(address, group, allocation.id)
@@ -123,16 +135,10 @@ def _any(
     group: Group,
     reclaimable: Sequence[BookedAllocation],
     world: World,
-    *,
-    lenient: bool,
-) -> Choice | None:
+) -> Choice:
     for allocation in reclaimable:
         if allocation.family is family and group.pool_with(allocation.address):
             return Choice(allocation.address, group.name, allocation.id)
-    if not group.pools_of(family):
-        if lenient:
-            return None
-        raise Refused(Reason.NO_POOL_FOR_FAMILY, f"ServiceGroup {group.name} has no {family} pool")
     free = world.free.lowest(group.name, family)
     if free is None:
         raise Refused(Reason.POOL_EXHAUSTED, f"ServiceGroup {group.name} has no free {family} address")

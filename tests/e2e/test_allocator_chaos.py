@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -137,16 +137,14 @@ async def test_after_a_wild_time_book_and_cluster_agree(
                 there = cluster.server.get("v1", "Service", name, NAMESPACE)
                 if there is not None and there["metadata"].get("finalizers"):
                     await cluster.patch_service(name, {"metadata": {"finalizers": None}})
-            with suppress(AssertionError):
-                await eventually(lambda: not disagreements(cluster, database), deadline_s=20)
-            assert disagreements(cluster, database) == []
+            # Not before all is quiet: on the way there book and cluster agree now and then by chance.
             await quiet(cluster, monkeypatch)
             assert disagreements(cluster, database) == []
-            before = {name: cluster.server.get("v1", "Service", name, NAMESPACE) for name in NAMES}
+            before = {name: as_told(cluster, name) for name in NAMES}
         async with an_allocator(cluster, database) as again:
             await eventually(lambda: again.leading)
             await quiet(cluster, monkeypatch)
-        assert {name: cluster.server.get("v1", "Service", name, NAMESPACE) for name in NAMES} == before
+        assert {name: as_told(cluster, name) for name in NAMES} == before
         assert verified(database).rows > 0
 
 
@@ -167,6 +165,15 @@ async def one_move(chaos: Chaos, life: AsyncExitStack, database: str) -> None:
             await life.enter_async_context(an_allocator(chaos.cluster, database))
     except (KubeError, StatusError):
         pass
+
+
+def as_told(cluster: Cluster, name: str) -> dict[str, Any] | None:
+    """The Service, but for which of the reasons of the moment a refusal names: nothing is written when that changes."""
+    there = cluster.server.get("v1", "Service", name, NAMESPACE)
+    condition = None if there is None else cluster.condition(name)
+    if there is not None and condition is not None and condition["reason"] in ("AddressInUse", "PoolExhausted"):
+        return {"spec": there["spec"], "shown": cluster.shown(name), "status": condition["status"]}
+    return there
 
 
 def disagreements(cluster: Cluster, database: str) -> list[str]:

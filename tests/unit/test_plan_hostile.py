@@ -228,6 +228,17 @@ def test_an_address_taken_back_belongs_to_the_group_that_has_its_range_now() -> 
     assert plan(KEY, published(view, made), after(booked, made), known, NOW).silent
 
 
+@pytest.mark.parametrize("taken", [False, True])
+def test_what_no_waiting_helps_is_said_whoever_has_what_at_the_moment(taken: bool) -> None:
+    known = world(group())
+    if taken:
+        known.free.take(ip_address("172.30.250.53"))
+    view = service(
+        ip_families=DUAL, ip_family_policy="RequireDualStack", annotations={names.ADDRESSES: "172.30.250.53"}
+    )
+    assert refusal(plan(KEY, view, NOTHING_BOOKED, known, NOW)) is Reason.NO_POOL_FOR_FAMILY
+
+
 # -- a lost book is rebuilt from what is shown ----------------------------------------------------------------------
 
 
