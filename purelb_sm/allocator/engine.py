@@ -6,6 +6,7 @@ that (a failed transaction, a new set of groups) rebuilds it from the book befor
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -27,6 +28,8 @@ from purelb_sm.store import Book, ReportOutcome, Unit
 log = structlog.get_logger(__name__)
 
 RELEASES_AT_ONCE = 500
+PAST_STARTS = 16
+"""So many former starts of a node's agent are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,29 @@ class ReleasePass:
             self.again_at = at if self.again_at is None else min(self.again_at, at)
 
 
+class Incarnations:
+    """Which starts of its agent are over for a node.
+
+    The cache shows a node's reports in the order in which they were written, so what was not seen before is newer,
+    whatever the node's clock says: one that has no battery starts in the past. Only an agent that still writes after
+    another one has taken its place is of the past.
+    """
+
+    def __init__(self) -> None:
+        self._current: dict[str, str] = {}
+        self._past: dict[str, deque[str]] = {}
+
+    def is_past(self, report: NodeReport) -> bool:
+        return report.incarnation in self._past.get(report.node, ())
+
+    def taken(self, reports: Sequence[NodeReport]) -> None:
+        for report in reports:
+            before = self._current.get(report.node)
+            if before not in (None, report.incarnation):
+                self._past.setdefault(report.node, deque(maxlen=PAST_STARTS)).append(before)
+            self._current[report.node] = report.incarnation
+
+
 class Engine:
     """Synchronous, and used from one thread only. Raises TermLost from any method once another allocator leads."""
 
@@ -74,6 +100,7 @@ class Engine:
         self._groups: dict[str, Group] = {}
         self._refused: dict[str, InvalidGroup] = {}
         self._world: World | None = None
+        self._incarnations = Incarnations()
 
     # Groups.
 
@@ -168,11 +195,15 @@ class Engine:
 
     def take_reports(self, reports: Sequence[NodeReport]) -> list[ReportOutcome]:
         """Books what nodes report, all in one transaction; one node's impossible report spoils no other's."""
+        reports = [report for report in reports if not self._incarnations.is_past(report)]
+        if not reports:
+            return []
         try:
             with self._book.transaction(self.term, self._clock()) as unit:
-                outcomes = [unit.take_report(report) for report in reports]
+                outcomes = [unit.take_report(report, newest=True) for report in reports]
                 unit.commit()
-                return outcomes
+            self._incarnations.taken(reports)
+            return outcomes
         except (TermLost, DatabaseUnavailable):
             raise
         except Exception as error:

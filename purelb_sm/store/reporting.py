@@ -60,11 +60,14 @@ class ReportOutcome:
 STALE = ReportOutcome(stale=True)
 
 
-def take_report(ws: Workspace, report: NodeReport) -> ReportOutcome:
-    """Books a report. See ReportOutcome."""
+def take_report(ws: Workspace, report: NodeReport, newest: bool) -> ReportOutcome:
+    """Books a report. See ReportOutcome.
+
+    `newest`: the caller knows that this incarnation came after the one taken last, whatever the node's clock says.
+    """
     ws.flush()
     before = ws.db.row(_LAST, {"node": report.node})
-    taking = _Taking.of(ws, report, before)
+    taking = _Taking.of(ws, report, before, newest)
     if taking is None:
         return STALE
     taking.book()
@@ -116,13 +119,13 @@ class _Taking:
     allocations: dict[Address, AllocationEntry] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, ws: Workspace, report: NodeReport, before: object | None) -> _Taking | None:
+    def of(cls, ws: Workspace, report: NodeReport, before: object | None, newest: bool) -> _Taking | None:
         """What is new in a report, or None where nothing is."""
         last, resync = 0, True
         if before is not None:
             row: NodeReported = before  # type: ignore[assignment]
             same = report.incarnation == row.incarnation
-            if not same and report.started_at <= row.started_at:
+            if not same and not newest and report.started_at <= row.started_at:
                 return None
             last, resync = (row.sequence, row.resync) if same else (0, True)
             if same and (report.sequence < last or (report.sequence == last and not resync)):

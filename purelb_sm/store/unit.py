@@ -83,9 +83,13 @@ class Unit:
         """What was accepted before, for `domain.groups.accept_groups`."""
         return self._do(grouping.accepted_pools, self._ws)
 
-    def take_report(self, report: NodeReport) -> ReportOutcome:
-        """Books what a node reports, each numbered move once. See ReportOutcome."""
-        return self._do(reporting.take_report, self._ws, report)
+    def take_report(self, report: NodeReport, *, newest: bool = False) -> ReportOutcome:
+        """Books what a node reports, each numbered move once. See ReportOutcome.
+
+        `newest`: this incarnation of the agent is known to have come after the one taken last. Without it the node's
+        own clock decides, and an agent that started with its clock set back would not be believed.
+        """
+        return self._do(reporting.take_report, self._ws, report, newest)
 
     def lose_node(self, node: str, reason: str) -> ReportOutcome:
         """The node is silent: what it was adding, held or was removing is lost to sight."""

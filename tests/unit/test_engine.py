@@ -145,6 +145,25 @@ def test_a_report_that_cannot_be_booked_spoils_no_other(engine: Engine) -> None:
     assert engine.announcing_nodes() == {"node0", "node3"}
 
 
+@pytest.mark.spec("C15", "B5")
+@pytest.mark.parametrize("later", [timedelta(hours=1), timedelta(hours=-1), timedelta(days=-20_000), timedelta(0)])
+def test_an_agent_is_believed_whatever_its_clock_said_when_it_started(
+    engine: Engine, later: timedelta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (made,) = engine.plan_batch(views(1))
+    assert made.publication is not None
+    (address,) = made.publication.ingress or ()
+    shown = (ReportedAddress(address, "eth0", 24, AnnouncementState.PRESENT, NOW, None),)
+    first = NodeReport("node1", "one", NOW, 0, shown, ())
+    second = NodeReport("node1", "two", NOW + later, 0, (), ())
+    assert [o.made_up for o in engine.take_reports([first])] == [1]
+    assert [o.made_up for o in engine.take_reports([second])] == [1]
+    assert engine.announcing_nodes() == set()
+    # The one before, if it still writes, is not.
+    assert engine.take_reports([replace(first, sequence=5)]) == []
+    assert engine.announcing_nodes() == set()
+
+
 @pytest.mark.spec("E1", "A8")
 def test_a_group_that_makes_us_stumble_costs_no_other(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     def parse_group(view: Any) -> Any:
