@@ -66,6 +66,7 @@ class Leading:
         self._head_moved = asyncio.Event()
         self._waiting: dict[ServiceKey, None] = {}
         self.database_well = True
+        self._all_seen = False
         self._publisher = Publisher(
             cluster,
             self._requeue,
@@ -96,6 +97,7 @@ class Leading:
                     await self._plan_all(keys[start : start + self._batch_max])
                     await self._publisher.roomy()
             log.info("leading", term=self._engine.term, services=len(known), gone=len(gone))
+            self._all_seen = True
             group.create_task(self._services())
             group.create_task(self._groups())
             group.create_task(self._nodes())
@@ -136,6 +138,13 @@ class Leading:
         self._intake.nodes_changed.set()
         for key in self._waiting:
             self._intake.queue.add(key)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing that came in waits to be planned, written or told, now or at a later try."""
+        queue = self._intake.queue
+        untold = self._publisher.writing + self._teller.untold
+        return self.database_well and self._all_seen and not (len(queue) + queue.delayed + untold)
 
     # Services.
 

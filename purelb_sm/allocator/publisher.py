@@ -68,6 +68,11 @@ class Publisher:
             return True
         return False
 
+    @property
+    def writing(self) -> int:
+        """How many Services have a write under way, or one that waits for its turn."""
+        return len(self._busy)
+
     async def submit(self, plans: list[tuple[Plan, ServiceView]]) -> None:
         """Takes committed plans with the views they were made from; they are busy from now on."""
         async with self._wake:

@@ -45,6 +45,11 @@ class GroupTeller:
                 self._untold[view.name] = notice
         self._wake.set()
 
+    @property
+    def untold(self) -> int:
+        """How many groups are still to be told."""
+        return len(self._untold)
+
     async def run(self) -> None:
         """Writes until cancelled."""
         delay_s = RETRY_FIRST_S

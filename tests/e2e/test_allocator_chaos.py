@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
+from purelb_sm.allocator.app import Allocator
 from purelb_sm.errors import KubeError
 from purelb_sm.sandbox.apiserver import Fault
 from purelb_sm.sandbox.apiserver.status import StatusError
 from tests.e2e.test_allocator import rows, verified
 from tests.e2e.test_allocator_bad_days import locked, quiet
 from tests.support.product import NAMESPACE, Cluster, a_cluster, a_database, an_allocator, local_group, service_object
-from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.e2e
 
@@ -128,9 +128,9 @@ async def test_after_a_wild_time_book_and_cluster_agree(
         database = a_database(tmp_path)
         chaos = Chaos(cluster, rng, tmp_path)
         async with AsyncExitStack() as life:
-            await life.enter_async_context(an_allocator(cluster, database))
+            allocator = await life.enter_async_context(an_allocator(cluster, database))
             for _ in range(150):
-                await one_move(chaos, life, database)
+                allocator = await one_move(chaos, life, database, allocator)
                 await asyncio.sleep(rng.choice([0, 0, 0, 0.001, 0.01, 0.05]))
             cluster.server.faults._faults = [f for f in cluster.server.faults._faults if f.predicate is not None]
             for name in NAMES:
@@ -138,17 +138,16 @@ async def test_after_a_wild_time_book_and_cluster_agree(
                 if there is not None and there["metadata"].get("finalizers"):
                     await cluster.patch_service(name, {"metadata": {"finalizers": None}})
             # Not before all is quiet: on the way there book and cluster agree now and then by chance.
-            await quiet(cluster, monkeypatch)
+            await quiet(cluster, allocator, monkeypatch)
             assert disagreements(cluster, database) == []
             before = {name: as_told(cluster, name) for name in NAMES}
         async with an_allocator(cluster, database) as again:
-            await eventually(lambda: again.leading)
-            await quiet(cluster, monkeypatch)
+            await quiet(cluster, again, monkeypatch)
         assert {name: as_told(cluster, name) for name in NAMES} == before
         assert verified(database).rows > 0
 
 
-async def one_move(chaos: Chaos, life: AsyncExitStack, database: str) -> None:
+async def one_move(chaos: Chaos, life: AsyncExitStack, database: str, allocator: Allocator) -> Allocator:
     dice = chaos.rng.random()
     try:
         if dice < 0.8:
@@ -162,9 +161,10 @@ async def one_move(chaos: Chaos, life: AsyncExitStack, database: str) -> None:
                 await asyncio.sleep(0.3)
         else:
             await life.aclose()
-            await life.enter_async_context(an_allocator(chaos.cluster, database))
+            return await life.enter_async_context(an_allocator(chaos.cluster, database))
     except (KubeError, StatusError):
         pass
+    return allocator
 
 
 def as_told(cluster: Cluster, name: str) -> dict[str, Any] | None:
