@@ -55,6 +55,9 @@ class Allocation(Base):
     held_at: Mapped[datetime]
     quarantined_until: Mapped[datetime | None]
     released_at: Mapped[datetime | None]
+    sharing_key: Mapped[str | None]
+    """The key under which its members share it; none: it has one member. Keys mean something within a namespace only,
+    that of the claim, unless the group shares cluster-wide."""
 
     __table_args__ = (
         CheckConstraint("length(address) = 16", "address_in_16_bytes"),
@@ -62,6 +65,7 @@ class Allocation(Base):
         CheckConstraint("(state = 'quarantined') = (quarantined_until IS NOT NULL)", "quarantined_has_end"),
         partial("released_at IS NULL", "uq_allocation_live_address", "address", unique=True),
         partial("released_at IS NULL", "ix_allocation_claim", "claim"),
+        partial("released_at IS NULL AND sharing_key IS NOT NULL", "ix_allocation_sharing_key", "sharing_key"),
         partial("state = 'releasing'", "ix_allocation_releasing", "id"),
         partial("state = 'quarantined'", "ix_allocation_quarantined_until", "quarantined_until"),
         Index("ix_allocation_address_held_at", "address", "held_at"),

@@ -50,7 +50,10 @@ class History(Base):
 
 
 class Leadership(Base):
-    """One row: the term. A new leader raises it before it reads; every transaction checks it."""
+    """One row: the term. A new leader raises it before it reads; every transaction checks it.
+
+    `reservations` counts the changes of reservations, which come from outside: it moves, and they are read again.
+    """
 
     __tablename__ = "leadership"
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -58,6 +61,7 @@ class Leadership(Base):
     term: Mapped[int] = mapped_column(BIG_ID)
     holder: Mapped[str]
     raised_at: Mapped[datetime | None]
+    reservations: Mapped[int] = mapped_column(BIG_ID, server_default="0")
 
     __table_args__ = (
         CheckConstraint("id = 1", "one_row"),
