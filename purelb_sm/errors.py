@@ -34,6 +34,7 @@ class Reason(StrEnum):
     POOL_EXHAUSTED = "PoolExhausted"
     NO_POOL_FOR_FAMILY = "NoPoolForFamily"
     ADDRESS_IN_USE = "AddressInUse"
+    ADDRESS_RESERVED = "AddressReserved"
     ADDRESS_OUTSIDE_GROUPS = "AddressOutsideGroups"
     ADDRESS_FAMILY_NOT_REQUESTED = "AddressFamilyNotRequested"
     PORT_CONFLICT = "PortConflict"

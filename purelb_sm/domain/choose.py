@@ -11,6 +11,8 @@ from purelb_sm.domain.book import BookedAllocation
 from purelb_sm.domain.freespace import FreeSpace
 from purelb_sm.domain.groups import Group
 from purelb_sm.domain.requests import Request
+from purelb_sm.domain.reservations import NOTHING_RESERVED, Reservations, lowest_reserved
+from purelb_sm.domain.views import ServiceKey
 from purelb_sm.errors import Reason, Refused
 
 MAX_ADOPTED = 64
@@ -29,15 +31,20 @@ class World:
     broken: Mapping[str, str] = field(default_factory=dict)
     load_balancer_class: str = names.LOAD_BALANCER_CLASS
     default_class: bool = True
+    reservations: Reservations = NOTHING_RESERVED
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """An address for a family. With `allocation_id` it is one the claim gets back, else it was free and is taken."""
+    """An address for a family. With `allocation_id` it is one the claim gets back, else it was free and is taken.
+
+    `why` is for the history, where it is not what one would expect.
+    """
 
     address: Address
     group: str
     allocation_id: int | None = None
+    why: str = ""
 
 
 def adopt(shown: Sequence[Address], world: World) -> list[Choice]:
@@ -61,7 +68,7 @@ def choose(
 
     `beside` is the group of an address that the Service keeps: what is missing comes from the same. With
     PreferDualStack a family that the group has no pool for is left out. Order of preference: the address asked for,
-    the one the claim had, the lowest free one (A5).
+    one reserved for the Service (A26), the one the claim had, the lowest free one (A5).
     """
     choices: list[Choice] = []
     asked = {family_of(address): address for address in request.addresses}
@@ -72,12 +79,12 @@ def choose(
             if family not in asked and not group.pools_of(family):
                 raise Refused(Reason.NO_POOL_FOR_FAMILY, f"ServiceGroup {group.name} has no {family} pool")
     try:
-        choices.extend(_asked(asked[family], reclaimable, world) for family in missing if family in asked)
+        choices.extend(_asked(request.key, asked[family], reclaimable, world) for family in missing if family in asked)
         for family in missing:
             if family in asked:
                 continue
             if group.pools_of(family):
-                choices.append(_any(family, group, reclaimable, world))
+                choices.append(_any(request.key, family, group, reclaimable, world))
         if not choices:
             wanted = " or ".join(missing)
             raise Refused(Reason.NO_POOL_FOR_FAMILY, f"ServiceGroup {group.name} has no pool for {wanted}")
@@ -119,9 +126,11 @@ def _group(request: Request, bound: str | None, world: World) -> Group:
     raise Refused(Reason.UNKNOWN_SERVICE_GROUP, f"there is no ServiceGroup {name}")
 
 
-def _asked(address: Address, reclaimable: Sequence[BookedAllocation], world: World) -> Choice:
+def _asked(key: ServiceKey, address: Address, reclaimable: Sequence[BookedAllocation], world: World) -> Choice:
     group = world.free.group_of(address)
     assert group is not None
+    if world.reservations.keeps_from(address, key):
+        raise Refused(Reason.ADDRESS_RESERVED, f"requested address {address} is reserved")
     for allocation in reclaimable:
         if allocation.address == address:
             return Choice(address, group, allocation.id)
@@ -131,16 +140,26 @@ def _asked(address: Address, reclaimable: Sequence[BookedAllocation], world: Wor
 
 
 def _any(
+    key: ServiceKey,
     family: Family,
     group: Group,
     reclaimable: Sequence[BookedAllocation],
     world: World,
 ) -> Choice:
-    for allocation in reclaimable:
-        if allocation.family is family and group.pool_with(allocation.address):
-            return Choice(allocation.address, group.name, allocation.id)
+    """Where somebody else was promised the address that the Service had, the promise holds, and the history says it."""
+    had = [a for a in reclaimable if a.family is family and group.pool_with(a.address)]
+    back = [a for a in had if not world.reservations.keeps_from(a.address, key)]
+    back.sort(key=lambda a: world.reservations.at(a.address) is None)
+    if back and world.reservations.at(back[0].address):
+        return Choice(back[0].address, group.name, back[0].id)
+    reserved = lowest_reserved(key, group.name, family, world.free, world.reservations)
+    if reserved is not None:
+        world.free.take(reserved)
+        return Choice(reserved, group.name, why="reserved for it")
+    if back:
+        return Choice(back[0].address, group.name, back[0].id)
     free = world.free.lowest(group.name, family)
     if free is None:
         raise Refused(Reason.POOL_EXHAUSTED, f"ServiceGroup {group.name} has no free {family} address")
     world.free.take(free)
-    return Choice(free, group.name)
+    return Choice(free, group.name, why=f"{had[0].address}, which it had, is reserved" if had else "")

@@ -4,13 +4,15 @@ Owned by the leader, rebuilt from the book whenever it starts to lead, whenever 
 transaction fails. It only proposes: the database's unique index decides.
 
 Costs: the lowest free address, taking and giving back are a binary search plus, where an interval appears or goes, one
-memory move of the list behind it.
+memory move of the list behind it. What is reserved is kept apart from what is free, so it costs the search nothing.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from heapq import merge
+from itertools import islice
 
 from purelb_sm.domain.addresses import Address, AddressRange, Family, address_at, family_of
 from purelb_sm.domain.groups import Group, Pool
@@ -21,10 +23,14 @@ class IntervalSet:
 
     __slots__ = ("_highs", "_lows", "size")
 
-    def __init__(self, low: int, high: int) -> None:
-        self._lows = [low]
-        self._highs = [high]
+    def __init__(self, low: int = 0, high: int = -1) -> None:
+        """All from `low` to `high`; without them nothing."""
+        self._lows = [low] if low <= high else []
+        self._highs = [high] if low <= high else []
         self.size = high - low + 1
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return zip(self._lows, self._highs, strict=True)
 
     def __contains__(self, value: int) -> bool:
         index = bisect_right(self._lows, value) - 1
@@ -69,6 +75,40 @@ class IntervalSet:
         self.size += 1
         return True
 
+    def cut(self, low: int, high: int) -> list[tuple[int, int]]:
+        """Takes out all from `low` to `high`, and answers what of it was in."""
+        start, end = bisect_left(self._highs, low), bisect_right(self._lows, high)
+        if start >= end:
+            return []
+        found = list(zip(self._lows[start:end], self._highs[start:end], strict=True))
+        rest = [(a, b) for a, b in ((found[0][0], low - 1), (high + 1, found[-1][1])) if a <= b]
+        found[0] = (max(low, found[0][0]), found[0][1])
+        found[-1] = (found[-1][0], min(high, found[-1][1]))
+        self._splice(start, end, rest)
+        self.size -= sum(b - a + 1 for a, b in found)
+        return found
+
+    def join(self, intervals: Sequence[tuple[int, int]]) -> None:
+        """Puts in all of these, which are sorted and disjoint, whatever of them was in: in one pass over what lies
+        between the first and the last of them."""
+        if not intervals:
+            return
+        start = bisect_left(self._highs, intervals[0][0] - 1)
+        end = bisect_right(self._lows, intervals[-1][1] + 1)
+        mine = list(zip(self._lows[start:end], self._highs[start:end], strict=True))
+        together: list[tuple[int, int]] = []
+        for low, high in merge(mine, intervals):
+            if together and low <= together[-1][1] + 1:
+                together[-1] = (together[-1][0], max(together[-1][1], high))
+            else:
+                together.append((low, high))
+        self._splice(start, end, together)
+        self.size += sum(b - a + 1 for a, b in together) - sum(b - a + 1 for a, b in mine)
+
+    def _splice(self, start: int, end: int, intervals: Sequence[tuple[int, int]]) -> None:
+        self._lows[start:end] = [low for low, _ in intervals]
+        self._highs[start:end] = [high for _, high in intervals]
+
     def lowest(self, floor: int, *, skip_edges: bool) -> int | None:
         """The lowest member at or above `floor`; with `skip_edges`, one whose last octet is neither 0 nor 255."""
         index = max(0, bisect_right(self._lows, floor) - 1)
@@ -83,35 +123,73 @@ class IntervalSet:
 
 
 class PoolSpace:
-    """The free addresses of one pool. `_floor` is below every address that `lowest` may answer."""
+    """The free addresses of one pool. Every address is in `free` (anybody may have it), in `kept` (reserved, and not
+    in the book), or in the book. `_floor` is below every address that `lowest` may answer."""
 
-    __slots__ = ("_edges", "_floor", "avoid", "free", "group", "pool")
+    __slots__ = ("_edges", "_floor", "_reserved", "avoid", "free", "group", "kept", "pool")
 
     def __init__(self, group: Group, pool: Pool) -> None:
         self.group = group.name
         self.pool = pool
         self.avoid = group.avoid_first_last
         self.free = IntervalSet(int(pool.range.first), int(pool.range.last))
+        self.kept = IntervalSet()
+        self._reserved = IntervalSet()
         self._floor = int(pool.range.first)
         self._edges = (int(pool.subnet.network_address), int(pool.subnet.broadcast_address))
 
     def lowest(self) -> Address | None:
-        value = self._lowest(self._floor)
+        value = self._lowest(self.free, self._floor)
         self._floor = int(self.pool.range.last) + 1 if value is None else value
         return None if value is None else address_at(self.pool.family, value)
 
-    def _lowest(self, floor: int) -> int | None:
+    def lowest_kept(self, within: AddressRange) -> Address | None:
+        """The lowest reserved address in this range that nobody has. One that is reserved by itself is meant, even
+        where the group avoids it."""
+        if within.size == 1:
+            return within.first if int(within.first) in self.kept else None
+        value = self._lowest(self.kept, int(within.first))
+        return None if value is None or value > int(within.last) else address_at(self.pool.family, value)
+
+    def _lowest(self, where: IntervalSet, floor: int) -> int | None:
         skip_octets = self.avoid and self.pool.family is Family.IPV4
-        while (value := self.free.lowest(floor, skip_edges=skip_octets)) is not None:
+        while (value := where.lowest(floor, skip_edges=skip_octets)) is not None:
             if not (self.avoid and value in self._edges):
                 return value
             floor = value + 1
         return None
 
+    def take(self, address: Address) -> bool:
+        return self.free.remove(int(address)) or self.kept.remove(int(address))
+
     def give_back(self, address: Address) -> bool:
         value = int(address)
+        if value in self._reserved:
+            return self.kept.add(value)
         self._floor = min(self._floor, value)
         return self.free.add(value)
+
+    def reserve(self, range_: AddressRange) -> None:
+        low, high = max(range_.first, self.pool.range.first), min(range_.last, self.pool.range.last)
+        self._reserved.join([(int(low), int(high))])
+        self.kept.join(self.free.cut(int(low), int(high)))
+
+    def lift_except(self, ranges: Iterable[AddressRange]) -> list[tuple[int, int]]:
+        """What is reserved and in none of these is so no more; answers what of it is free by that."""
+        staying, lifted = IntervalSet(), IntervalSet()
+        for range_ in ranges:
+            staying.join([(int(range_.first), int(range_.last))])
+        lifted.join(list(self._reserved))
+        for low, high in staying:
+            lifted.cut(low, high)
+        opened: list[tuple[int, int]] = []
+        for low, high in lifted:
+            self._reserved.cut(low, high)
+            opened += self.kept.cut(low, high)
+        self.free.join(opened)
+        if opened:
+            self._floor = min(self._floor, opened[0][0])
+        return opened
 
 
 class FreeSpace:
@@ -151,6 +229,7 @@ class FreeSpace:
         return None if space is None else space.group
 
     def is_free(self, address: Address) -> bool:
+        """Whether anybody may have it: what is reserved is not free."""
         space = self.locate(address)
         return space is not None and int(address) in space.free
 
@@ -163,15 +242,56 @@ class FreeSpace:
         return None
 
     def take(self, address: Address) -> bool:
-        """True if it was free, and is not any more."""
+        """True if the book had it not; now it has. Who may have what is reserved is for the caller to know."""
         space = self.locate(address)
-        return space is not None and space.free.remove(int(address))
+        return space is not None and space.take(address)
 
     def give_back(self, address: Address) -> bool:
         space = self.locate(address)
         return space is not None and space.give_back(address)
 
+    # What is reserved.
+
+    def reserve(self, ranges: Iterable[AddressRange]) -> None:
+        """None of these is free any more. What the book has of them stays; given back, it is reserved."""
+        for range_ in ranges:
+            for space in self._within(range_):
+                space.reserve(range_)
+
+    def lift_except(self, ranges: Sequence[AddressRange], tell: int) -> list[Address]:
+        """Only these stay reserved. Answers the addresses that came free by that, at most `tell` of them."""
+        opened: list[Address] = []
+        for family, spaces in self._sorted.items():
+            staying = [range_ for range_ in ranges if range_.family is family]
+            for space in spaces:
+                for low, high in space.lift_except(staying):
+                    room = tell - len(opened)
+                    opened += [address_at(family, value) for value in islice(range(low, high + 1), room)]
+        return opened
+
+    def lowest_kept(self, group: str, within: AddressRange) -> Address | None:
+        """The lowest address of the group in this range that is reserved and that nobody has."""
+        for space in self._of_group.get((group, within.family), ()):
+            address = space.lowest_kept(within)
+            if address is not None:
+                return address
+        return None
+
+    def _within(self, range_: AddressRange) -> Iterator[PoolSpace]:
+        """The pools that have a part of this range."""
+        spaces = self._sorted[range_.family]
+        index = bisect_right(self._firsts[range_.family], int(range_.last)) - 1
+        while index >= 0 and int(spaces[index].pool.range.last) >= int(range_.first):
+            yield spaces[index]
+            index -= 1
+
+    # How many.
+
     def counts(self, group: str, family: Family) -> tuple[int, int]:
-        """(size, free) over the group's ranges of this family."""
+        """(size, free) over the group's ranges of this family. What is reserved is not free."""
         spaces = self._of_group.get((group, family), ())
         return sum(s.pool.range.size for s in spaces), sum(s.free.size for s in spaces)
+
+    def reserved(self, group: str, family: Family) -> int:
+        """How many of the group's addresses of this family are reserved and nobody has."""
+        return sum(space.kept.size for space in self._of_group.get((group, family), ()))

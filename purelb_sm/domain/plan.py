@@ -198,7 +198,7 @@ def _gone(
 def _hold(view: ServiceView, request: Request, choice: Choice) -> Action:
     if choice.allocation_id is not None:
         return Reclaim(view.key, view.uid, choice.allocation_id, choice.address, request.ports, choice.group)
-    return Hold(view.key, view.uid, choice.address, choice.group, request.ports)
+    return Hold(view.key, view.uid, choice.address, choice.group, request.ports, choice.why)
 
 
 def _keep(draft: _Draft, refusal: Refused, world: World, now: datetime) -> Plan:

@@ -27,6 +27,7 @@ class Request:
     """One Service's wish. `families` are those to serve, in order; with `require_all` it is all of them or none.
 
     `addresses` are particular addresses asked for; `group` the group asked for by name, None for the default.
+    `re_evaluate`: what it has is looked at anew too, as if it asked for the first time (A23).
     """
 
     key: ServiceKey
@@ -36,6 +37,7 @@ class Request:
     group: str | None
     addresses: tuple[Address, ...]
     ports: tuple[Port, ...]
+    re_evaluate: bool = False
 
 
 def whose(view: ServiceView, load_balancer_class: str, default_class: bool) -> Whose:
@@ -61,7 +63,13 @@ def parse_request(view: ServiceView) -> Request:
         group=_group_name(view),
         addresses=_addresses(view, families),
         ports=_ports(view),
+        re_evaluate=wants_re_evaluation(view),
     )
+
+
+def wants_re_evaluation(view: ServiceView) -> bool:
+    """Whether its owner asks to have it planned anew, once (A23)."""
+    return view.annotation(names.RE_EVALUATE) == "true"
 
 
 def usable_ports(view: ServiceView) -> tuple[Port, ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, ip_address
+from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from purelb_sm.domain.addresses import Family
+from purelb_sm.domain.addresses import AddressRange, Family
 from purelb_sm.domain.freespace import FreeSpace, IntervalSet
 from tests.support.domain import group, pools
 
@@ -90,3 +92,102 @@ def test_an_ipv6_subnet_costs_one_interval() -> None:
     assert free.group_of(ip_address("fd00::1")) == "g"
     assert free.group_of(ip_address("fd01::1")) is None
     assert free.counts("g", Family.IPV6) == (2**64, 2**64 - 1)
+
+
+PIECES = st.lists(st.tuples(st.integers(-3, 23), st.integers(0, 8)), max_size=4)
+
+
+@given(st.lists(st.tuples(st.booleans(), PIECES), max_size=12))
+@settings(max_examples=200)
+def test_an_interval_set_takes_and_gives_whole_intervals_as_a_set_does(
+    moves: list[tuple[bool, list[tuple[int, int]]]],
+) -> None:
+    intervals, model = IntervalSet(), set[int]()
+    for joins, pieces in moves:
+        if joins:
+            inside = sorted({n for low, length in pieces for n in range(low, low + length + 1)})
+            intervals.join([(n, n) for n in inside])
+            model |= set(inside)
+        else:
+            for low, length in pieces:
+                taken = [n for a, b in intervals.cut(low, low + length) for n in range(a, b + 1)]
+                assert taken == sorted(model & set(range(low, low + length + 1)))
+                model -= set(taken)
+        listed = list(intervals)
+        assert [n for low, high in listed for n in range(low, high + 1)] == sorted(model)
+        assert all(high + 1 < low for (_, high), (low, _) in pairwise(listed))
+        assert intervals.size == len(model)
+
+
+BASE = int(ip_address("172.31.1.0"))
+SPANS = st.tuples(st.integers(0, 30), st.integers(0, 30)).map(sorted)
+STEPS = st.one_of(
+    st.tuples(st.just("take"), st.integers(0, 30)),
+    st.tuples(st.just("back"), st.integers(0, 30)),
+    st.tuples(st.just("reserve"), SPANS),
+    st.tuples(st.just("lift"), st.lists(SPANS, max_size=3)),
+)
+
+
+def span(first: int, last: int) -> AddressRange:
+    return AddressRange(IPv4Address(BASE + first), IPv4Address(BASE + last))
+
+
+@pytest.mark.spec("A26")
+@given(st.lists(STEPS, max_size=40))
+@settings(max_examples=300)
+def test_what_is_reserved_is_never_free_and_is_free_again_when_lifted_unless_held(steps: list[tuple[str, Any]]) -> None:
+    """Against plain sets: two pools with a gap that no pool has (11 to 14)."""
+    free = FreeSpace({"g": group("g", pools("172.31.1.15-172.31.1.25", "172.31.1.2-172.31.1.10"))})
+    pool = {*range(2, 11), *range(15, 26)}
+    held, reserved = set[int](), set[int]()
+    for verb, what in steps:
+        if verb == "take":
+            assert free.take(IPv4Address(BASE + what)) is (what in pool - held)
+            held |= {what} & pool
+        elif verb == "back":
+            assert free.give_back(IPv4Address(BASE + what)) is (what in held)
+            held.discard(what)
+        elif verb == "reserve":
+            free.reserve([span(*what)])
+            reserved |= set(range(what[0], what[1] + 1)) & pool
+        else:
+            staying = {n for first, last in what for n in range(first, last + 1)} & reserved
+            opened = free.lift_except([span(*each) for each in what], 1000)
+            assert {int(a) - BASE for a in opened} == reserved - staying - held
+            reserved = staying
+        may = pool - held - reserved
+        first_range = [n for n in may if n >= 15] or may
+        lowest = free.lowest("g", Family.IPV4)
+        assert (None if lowest is None else int(lowest) - BASE) == min(first_range, default=None)
+        assert free.counts("g", Family.IPV4) == (20, len(may))
+        assert free.reserved("g", Family.IPV4) == len(reserved - held)
+        assert {n for n in range(31) if free.is_free(IPv4Address(BASE + n))} == may
+        for first, last in ((0, 30), (3, 3), (8, 16)):
+            kept = {n for n in reserved - held if first <= n <= last}
+            found = free.lowest_kept("g", span(first, last))
+            got = None if found is None else int(found) - BASE
+            assert got == min([n for n in kept if n >= 15] or kept, default=None)
+
+
+@pytest.mark.spec("A26")
+def test_an_ipv6_subnet_reserved_whole_costs_one_interval() -> None:
+    free = FreeSpace({"g": group("g", pools("fd00::/64"))})
+    free.take(ip_address("fd00::5"))
+    whole = AddressRange(ip_address("fd00::"), ip_address("fd00::ffff:ffff:ffff:ffff"))
+    free.reserve([whole])
+    assert free.lowest("g", Family.IPV6) is None
+    assert free.counts("g", Family.IPV6) == (2**64, 0)
+    assert free.reserved("g", Family.IPV6) == 2**64 - 1
+    free.give_back(ip_address("fd00::5"))
+    opened = free.lift_except([], 3)
+    assert [str(a) for a in opened] == ["fd00::", "fd00::1", "fd00::2"]
+    assert free.counts("g", Family.IPV6) == (2**64, 2**64)
+
+
+@pytest.mark.spec("A26")
+def test_an_avoided_address_is_given_where_it_is_reserved_by_itself() -> None:
+    free = FreeSpace({"g": group("g", pools("172.31.1.0/24", avoidFirstLast=True))})
+    free.reserve([span(0, 3)])
+    assert str(free.lowest_kept("g", span(0, 3))) == "172.31.1.1"
+    assert str(free.lowest_kept("g", span(0, 0))) == "172.31.1.0"
