@@ -107,7 +107,9 @@ class Allocator:
             default_class=settings.default_class,
             settle_s=settings.settle_s,
         )
-        cluster = KubeCluster(self._client, self._recorder, self.intake.services)
+        cluster = KubeCluster(
+            self._client, self._recorder, self.intake.services, self.intake.groups, settings.install_namespace
+        )
         self.metrics.term.set(term)
         self.metrics.leading.set(1)
         self.leading = Leading(

@@ -21,6 +21,7 @@ from purelb_sm.domain.groups import DEFAULT_QUARANTINE_S, Group, accept_groups, 
 from purelb_sm.domain.plan import plan
 from purelb_sm.domain.release import may_confirm
 from purelb_sm.domain.reports import NodeReport
+from purelb_sm.domain.usage import GroupUsage, Usage
 from purelb_sm.domain.views import ObjectView, ServiceKey, ServiceView
 from purelb_sm.errors import DatabaseUnavailable, InvalidGroup, PurelbError, TermLost
 from purelb_sm.store import Book, ReportOutcome, Unit
@@ -100,6 +101,8 @@ class Engine:
         self._groups: dict[str, Group] = {}
         self._refused: dict[str, InvalidGroup] = {}
         self._world: World | None = None
+        self._usage = Usage({}, {})
+        self._touched: set[str] = set()
         self._incarnations = Incarnations()
 
     # Groups.
@@ -137,7 +140,20 @@ class Engine:
             free = FreeSpace(self._groups)
             free.take_all(unit.held_addresses(free.ranges()))
             self._world = World(self._groups, free, _texts(self._refused), self._class, self._default_class)
+            self._touched |= self._usage.groups() | set(self._groups) | set(self._refused)
+            self._usage = Usage(unit.live_counts(), unit.orphans(free.ranges()))
+            self._touched |= self._usage.groups()
         return self._world
+
+    def take_usage(self) -> dict[str, GroupUsage]:
+        """The numbers of every group that may have changed since this was last asked (A28)."""
+        world = self._world
+        if world is None:
+            with self._book.transaction(self.term, self._clock()) as unit:
+                world = self._ready_world(unit)
+        found = {name: self._usage.of(name, world.free) for name in self._touched}
+        self._touched.clear()
+        return found
 
     # Services.
 
@@ -175,6 +191,7 @@ class Engine:
         except BaseException:
             self._world = None
             raise
+        self._touched |= self._usage.move(unit.tally)
         return plans
 
     def live_keys(self) -> list[ServiceKey]:
@@ -244,6 +261,8 @@ class Engine:
             # A commit without an answer may have been kept: what is free is asked anew.
             self._world = None
             raise
+        self._touched |= self._usage.move(unit.tally)
+        self._usage.release(done.freed)
         # Only what is committed is free.
         if self._world is not None:
             for address in done.freed:

@@ -7,7 +7,7 @@ are back. Only the loss of the term ends it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -24,6 +24,7 @@ from purelb_sm.allocator.teller import GroupTeller
 from purelb_sm.allocator.thread import BookThread
 from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.book import Hold, Leave, Plan, Reclaim, Refuse
+from purelb_sm.domain.usage import GroupUsage
 from purelb_sm.domain.views import ServiceKey, ServiceView
 from purelb_sm.errors import DatabaseUnavailable, StoreError, TermLost
 
@@ -74,7 +75,7 @@ class Leading:
             metrics=metrics,
             taken_off=lambda _: intake.releases_wanted.set(),
         )
-        self._teller = GroupTeller(cluster, clock)
+        self._teller = GroupTeller(cluster, self._usage, metrics, clock)
         self._planning = asyncio.Lock()
 
     async def run(self) -> None:
@@ -195,6 +196,7 @@ class Leading:
                 shown.append((made, view))
         if any(made.actions for made in plans):
             self._head_moved.set()
+            self._teller.count()
         await self._publisher.submit(shown)
 
     def _count(self, made: Plan) -> None:
@@ -251,6 +253,9 @@ class Leading:
         verdicts = await self._thread.call(self._engine.set_groups, views)
         self._teller.tell(views, verdicts)
         return verdicts.changed
+
+    async def _usage(self) -> Mapping[str, GroupUsage]:
+        return await self._insist(lambda: self._thread.call(self._engine.take_usage))
 
     async def _look_at_all(self) -> None:
         """Groups have changed: those who wait may be served now, and what holders show of their group may differ."""
@@ -313,6 +318,7 @@ class Leading:
         self._metrics.releasing.set(len(done.waits_for))
         if done.confirmed or done.freed:
             self._head_moved.set()
+            self._teller.count()
             # What is confirmed may be free at once (no quarantine), and more may be due than one pass takes.
             self._intake.releases_wanted.set()
         return done.again_at

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from purelb_sm.domain.usage import GroupUsage
+
 _FAST = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -15,7 +17,22 @@ class AllocatorMetrics:
         r = self.registry
         self.pool_size = Gauge("purelb_address_pool_size", "Addresses in a group", ["pool", "family"], registry=r)
         self.pool_in_use = Gauge(
-            "purelb_address_pool_addresses_in_use", "Addresses of a group not free", ["pool", "family"], registry=r
+            "purelb_address_pool_addresses_in_use", "Addresses held by Services", ["pool", "family"], registry=r
+        )
+        self.pool_available = Gauge(
+            "purelb_address_pool_addresses_available", "Addresses to give out", ["pool", "family"], registry=r
+        )
+        self.pool_quarantined = Gauge(
+            "purelb_address_pool_addresses_quarantined",
+            "Addresses given back and not yet free",
+            ["pool", "family"],
+            registry=r,
+        )
+        self.pool_orphaned = Gauge(
+            "purelb_address_pool_addresses_orphaned",
+            "Addresses in use that no range has",
+            ["pool", "family"],
+            registry=r,
         )
         self.rejected = Counter("purelb_allocation_rejected", "Services refused", ["reason"], registry=r)
         self.allocated = Counter("purelb_allocator_addresses_held", "Addresses given", registry=r)
@@ -44,3 +61,26 @@ class AllocatorMetrics:
         self.reports = Counter("purelb_allocator_report_moves_booked", "Announcement moves booked", registry=r)
         self.reports_refused = Counter("purelb_allocator_reports_refused", "Reports not understood", registry=r)
         self.database_errors = Counter("purelb_allocator_database_errors", "Transactions that failed", registry=r)
+
+    def show_pool(self, pool: str, usage: GroupUsage) -> None:
+        """The numbers of a group, by family."""
+        for family, of in usage.families.items():
+            for gauge, value in (
+                (self.pool_size, of.size),
+                (self.pool_in_use, of.held),
+                (self.pool_available, of.available),
+                (self.pool_quarantined, of.quarantined),
+                (self.pool_orphaned, of.orphaned),
+            ):
+                gauge.labels(pool, family.value).set(value)
+
+    def forget_pool(self, pool: str) -> None:
+        """A group that is gone, and nothing of it in use: its series end."""
+        for gauge in (
+            self.pool_size,
+            self.pool_in_use,
+            self.pool_available,
+            self.pool_quarantined,
+            self.pool_orphaned,
+        ):
+            gauge.remove_by_labels({"pool": pool})

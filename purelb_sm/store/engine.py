@@ -215,10 +215,13 @@ class Db:
         with our_errors():
             self._connection.execute(statement, parameters)
 
-    def stream(self, statement: Executable, chunk: int = 1000) -> Iterator[Any]:
+    def stream(
+        self, statement: Executable, chunk: int = 1000, parameters: Mapping[str, Any] | None = None
+    ) -> Iterator[Any]:
         """Rows as they come, `chunk` of them in memory at a time."""
+        options = {"yield_per": chunk}
         with our_errors():
-            result: Result[Any] = self._connection.execute(statement, execution_options={"yield_per": chunk})
+            result: Result[Any] = self._connection.execute(statement, parameters, execution_options=options)
         try:
             while True:
                 with our_errors():

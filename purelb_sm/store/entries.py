@@ -36,7 +36,10 @@ class ServiceEntry:
 
 @dataclass(slots=True)
 class AllocationEntry:
-    """A row of `allocation`. `members`: uids of all its members now; `announced`: some node's kernel holds it."""
+    """A row of `allocation`. `members`: uids of all its members now; `announced`: some node's kernel holds it.
+
+    `counted`: the group and state under which the counts of allocations have it; None: not, as it is released or new.
+    """
 
     id: int
     address: Address
@@ -49,6 +52,7 @@ class AllocationEntry:
     released_at: datetime | None = None
     members: set[str] = field(default_factory=set)
     announced: bool = False
+    counted: tuple[str, AllocationState] | None = None
     stored: bool = True
     changed: bool = False
 

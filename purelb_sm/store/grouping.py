@@ -12,6 +12,7 @@ from purelb_sm.domain.addresses import AddressRange as Range
 from purelb_sm.domain.groups import Group, Pool
 from purelb_sm.errors import InvalidGroup
 from purelb_sm.models import AddressRange, ServiceGroup, table
+from purelb_sm.store import counting
 from purelb_sm.store.history import Entry, plain
 from purelb_sm.store.workspace import Workspace
 
@@ -38,6 +39,10 @@ def record_groups(ws: Workspace, accepted: Mapping[str, Group], refused: Mapping
         _note(ws, name, "remove", "", {})
     for name in sorted(set(wanted) - same):
         _begin(ws, wanted[name], accepted[name].pools if name in accepted else ())
+    before = counting.intervals(pool.range for some in pools.values() for pool in some)
+    after = counting.intervals(pool.range for group in accepted.values() for pool in group.pools)
+    _note_addresses(ws, "orphan", "in no range of any group any more", counting.subtract(before, after))
+    _note_addresses(ws, "cover", "in a range again", counting.subtract(after, before))
 
 
 def accepted_pools(ws: Workspace) -> dict[str, tuple[Pool, ...]]:
@@ -112,6 +117,27 @@ def _range_row(number: int, position: int, pool: Pool) -> dict[str, Any]:
 
 def _note(ws: Workspace, name: str, trigger: str, reason: str, details: dict[str, object]) -> None:
     ws.note(Entry("group", trigger, None, None, group=name, reason=reason, details=details))
+
+
+def _note_addresses(ws: Workspace, trigger: str, reason: str, where: Iterable[counting.Interval]) -> None:
+    """One row for each address in use there: its history says since when it has been an orphan (spec A22)."""
+    for row in counting.live_within(ws.db, where):
+        namespace, _, name = row.claim.partition("/")
+        state = {"state": str(row.state)}
+        ws.note(
+            Entry(
+                "group",
+                trigger,
+                None,
+                None,
+                namespace=namespace,
+                name=name,
+                group=row.group_name,
+                address=row.address_text,
+                reason=reason,
+                details=state,
+            )
+        )
 
 
 _INSERT_GROUP, _INSERT_RANGE = insert(_G), insert(_R)

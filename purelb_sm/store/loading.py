@@ -206,6 +206,7 @@ def _allocation(ws: Workspace, row: Any) -> AllocationEntry:
             row.id, row.address, row.group_name, row.claim, row.state, row.since, row.held_at
         )
         known.quarantined_until, known.released_at = row.quarantined_until, row.released_at
+        known.counted = None if row.released_at is not None else (row.group_name, row.state)
     known.announced = bool(row.announced)
     return known
 

@@ -8,15 +8,15 @@ from typing import ParamSpec, TypeVar
 
 from sqlalchemy import select
 
-from purelb_sm.domain.addresses import Address, AddressRange
+from purelb_sm.domain.addresses import Address, AddressRange, Family
 from purelb_sm.domain.book import Booked, BookedAllocation, BookedService, Plan, Releasing
 from purelb_sm.domain.groups import Group, Pool
 from purelb_sm.domain.reports import NodeReport
-from purelb_sm.domain.states import ServiceState
+from purelb_sm.domain.states import AllocationState, ServiceState
 from purelb_sm.domain.views import ServiceKey
 from purelb_sm.errors import InvalidGroup, StoreError
 from purelb_sm.models import Allocation, Service, table
-from purelb_sm.store import applying, grouping, loading, releasing, reporting
+from purelb_sm.store import applying, counting, grouping, loading, releasing, reporting
 from purelb_sm.store.reporting import ReportOutcome
 from purelb_sm.store.workspace import Workspace
 
@@ -60,6 +60,21 @@ class Unit:
             statement = select(_A.c.address).where(inside, loading.NOT_RELEASED).order_by(_A.c.address)
             for row in self._ws.db.stream(statement):
                 yield row[0]
+
+    def live_counts(self) -> dict[tuple[str, Family, AllocationState], int]:
+        """How many allocations are not released, by group, family and state. Reads all of them."""
+        self._do(self._ws.flush)
+        return self._do(counting.live_counts, self._ws.db)
+
+    def orphans(self, ranges: Sequence[AddressRange]) -> dict[Address, str]:
+        """Addresses that are not released and in none of these ranges, with the group that they were given from."""
+        self._do(self._ws.flush)
+        return self._do(counting.orphans, self._ws.db, ranges)
+
+    @property
+    def tally(self) -> Mapping[tuple[str, Family, AllocationState], int]:
+        """By how much this transaction, once committed, changes `live_counts`."""
+        return self._ws.tally
 
     def live_services(self) -> Iterator[BookedService]:
         """Every Service that is not withdrawn: at start, those no longer in the cluster were deleted meanwhile."""

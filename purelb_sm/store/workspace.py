@@ -6,11 +6,12 @@ constraints satisfied at each statement: what ends is written before what begins
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
 
-from purelb_sm.domain.addresses import Address
+from purelb_sm.domain.addresses import Address, Family
 from purelb_sm.domain.book import BookedAnnouncement
 from purelb_sm.domain.states import (
     BIRTH,
@@ -44,6 +45,8 @@ class Workspace:
         self.allocations: dict[int, AllocationEntry] = {}
         self.announcements: dict[AnnouncementKey, AnnouncementEntry] = {}
         self.ledger = Ledger(term, now, actor)
+        self.tally: Counter[tuple[str, Family, AllocationState]] = Counter()
+        """By how much the counts of live allocations change, by group, family and state."""
         self._joins: dict[tuple[int, str], tuple[Port, ...]] = {}
         self._leaves: set[tuple[int, str]] = set()
         self._doubted: set[str] = set()
@@ -84,6 +87,7 @@ class Workspace:
             number, address, group, str(key), initial, self.now, self.now, stored=False, changed=True
         )
         self.allocations[number] = entry
+        self._count(entry)
         self._note_allocation(entry, HOLD, None, key, uid, reason)
         return entry
 
@@ -100,7 +104,15 @@ class Workspace:
         """Moves an allocation and keeps the history of it. Raises IllegalTransition."""
         fired = fire(ALLOCATION, entry, trigger, **facts)
         entry.since, entry.changed = self.now, True
+        self._count(entry)
         self._note_allocation(entry, trigger, fired.source, entry.claimed_by(), uid, reason, details)
+
+    def _count(self, entry: AllocationEntry) -> None:
+        if entry.counted is not None:
+            self.tally[(entry.counted[0], entry.family, entry.counted[1])] -= 1
+        entry.counted = None if entry.state is AllocationState.RELEASED else (entry.group, entry.state)
+        if entry.counted is not None:
+            self.tally[(entry.counted[0], entry.family, entry.counted[1])] += 1
 
     def seen(self, allocation: AllocationEntry, node: str, interface: str, prefix_length: int) -> AnnouncementEntry:
         """An entry that the book has not, in the state that announcements are born in."""

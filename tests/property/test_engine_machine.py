@@ -33,13 +33,13 @@ from hypothesis.stateful import (
 
 from purelb_sm.allocator.engine import Engine
 from purelb_sm.domain import names
-from purelb_sm.domain.addresses import Address, Family
+from purelb_sm.domain.addresses import Address, Family, family_of
 from purelb_sm.domain.book import Plan, Publication
 from purelb_sm.domain.freespace import FreeSpace
 from purelb_sm.domain.groups import Group
 from purelb_sm.domain.publication import branded, current_condition, shown_addresses
 from purelb_sm.domain.reports import NodeReport, ReportedAddress
-from purelb_sm.domain.states import AnnouncementState
+from purelb_sm.domain.states import AllocationState, AnnouncementState
 from purelb_sm.domain.views import Ingress, ObjectView, ServiceKey, ServiceView
 from purelb_sm.errors import TermLost
 from purelb_sm.store import Book, schema
@@ -373,6 +373,23 @@ class EngineMachine(RuleBasedStateMachine):
             for family in Family:
                 assert world.free.counts(group.name, family) == fresh.counts(group.name, family)
                 assert world.free.lowest(group.name, family) == fresh.lowest(group.name, family)
+
+    @invariant()
+    def counters_are_what_the_book_says(self) -> None:
+        engine = self.leader.engine
+        world = engine._world
+        if world is None:
+            return
+        select = "SELECT address_text, group_name, state FROM allocation WHERE released_at IS NULL"
+        live = [(ip_address(a), str(g), AllocationState(s)) for a, g, s in self.reader.execute(select)]
+        for group in {g for _, g, _ in live} | set(world.groups):
+            usage = engine._usage.of(group, world.free)
+            for family in Family:
+                mine = [(a, s) for a, g, s in live if g == group and family_of(a) is family]
+                held = sum(s is AllocationState.HELD for _, s in mine)
+                orphaned = sum(world.free.locate(a) is None for a, _ in mine)
+                found = usage.of(family)
+                assert (found.held, found.quarantined, found.orphaned) == (held, len(mine) - held, orphaned)
 
     # -- the end ------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ Columns and cells of the built-in kinds follow a real server; custom resources h
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -333,7 +334,8 @@ def _cell(found: list[Any], kind: str) -> Any:
         return value if isinstance(value, int | float) else None
     if len(found) > 1:
         return ",".join(str(v) for v in found)
-    return value if isinstance(value, str) else str(value).replace("'", '"')
+    # Lists and objects in a text column: JSON without spaces, as a real API server prints them.
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def table(cluster: Cluster, resource: Resource, entries: Sequence[Entry], meta: JSON, include: str) -> JSON:
