@@ -107,6 +107,10 @@ class AddressRange:
             return False
         return int(self.first) <= int(other.last) and int(other.first) <= int(self.last)
 
+    def common(self, other: AddressRange) -> AddressRange | None:
+        """What is in both."""
+        return AddressRange(max(self.first, other.first), min(self.last, other.last)) if self.overlaps(other) else None
+
     def within(self, network: Network) -> bool:
         return (
             network.version == self.first.version

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from purelb_sm.domain import names
 from purelb_sm.domain.addresses import Address, Family, family_of
 from purelb_sm.domain.book import BookedAllocation
-from purelb_sm.domain.freespace import FreeSpace
-from purelb_sm.domain.groups import Group
+from purelb_sm.domain.freespace import FreeSpace, PoolSpace
+from purelb_sm.domain.groups import MAX_MULTI_POOLS, Group
+from purelb_sm.domain.namespaces import Bindings
+from purelb_sm.domain.ranges import NOWHERE, Reach, open_ranges
 from purelb_sm.domain.requests import Request
 from purelb_sm.domain.reservations import NOTHING_RESERVED, Reservations, lowest_reserved
 from purelb_sm.domain.views import ServiceKey
@@ -23,7 +25,8 @@ MAX_ADOPTED = 64
 class World:
     """What the cluster says besides the Service itself. `broken` maps a group that cannot be used to why.
 
-    `free` is working state: a choice takes from it, so that the next choice of a batch sees it gone.
+    `free` is working state: a choice takes from it, so that the next choice of a batch sees it gone. `reach` is where
+    live nodes are; `bindings` what the groups say of namespaces.
     """
 
     groups: Mapping[str, Group]
@@ -32,6 +35,11 @@ class World:
     load_balancer_class: str = names.LOAD_BALANCER_CLASS
     default_class: bool = True
     reservations: Reservations = NOTHING_RESERVED
+    reach: Reach = NOWHERE
+    bindings: Bindings = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bindings", Bindings(self.groups))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +71,14 @@ def choose(
     reclaimable: Sequence[BookedAllocation],
     world: World,
     beside: str | None = None,
+    kept: Collection[Address] = (),
 ) -> list[Choice]:
     """An address for each of the families in `missing`, or Refused, and then nothing stays taken.
 
     `beside` is the group of an address that the Service keeps: what is missing comes from the same. With
     PreferDualStack a family that the group has no pool for is left out. Order of preference: the address asked for,
-    one reserved for the Service (A26), the one the claim had, the lowest free one (A5).
+    one reserved for the Service (A26), the one the claim had, the lowest free one (A5). In a multi-pool group a family
+    that is missing lacks an address of each range (A24) that has none of `kept`, which the Service keeps.
     """
     choices: list[Choice] = []
     asked = {family_of(address): address for address in request.addresses}
@@ -76,16 +86,18 @@ def choose(
     # What no waiting helps is said first, so that what is said does not depend on who has what at the moment.
     if request.require_all:
         for family in missing:
-            if family not in asked and not group.pools_of(family):
+            if family not in asked and not group.pools_of(family) and not _has(kept, family):
                 raise Refused(Reason.NO_POOL_FOR_FAMILY, f"ServiceGroup {group.name} has no {family} pool")
     try:
         choices.extend(_asked(request.key, asked[family], reclaimable, world) for family in missing if family in asked)
         for family in missing:
             if family in asked:
                 continue
-            if group.pools_of(family):
+            if is_multi_pool(request, group):
+                _one_of_each(request.key, family, group, kept, reclaimable, world, choices)
+            elif group.pools_of(family) and not _has(kept, family):
                 choices.append(_any(request.key, family, group, reclaimable, world))
-        if not choices:
+        if not choices and not kept:
             wanted = " or ".join(missing)
             raise Refused(Reason.NO_POOL_FOR_FAMILY, f"ServiceGroup {group.name} has no pool for {wanted}")
     except Refused:
@@ -93,6 +105,20 @@ def choose(
         raise
     order = {family: place for place, family in enumerate(request.families)}
     return sorted(choices, key=lambda choice: order[family_of(choice.address)])
+
+
+def lacks_ranges(request: Request, family: Family, kept: Sequence[BookedAllocation], world: World) -> bool:
+    """Whether a multi-pool Service that keeps these could have an address of one more range of this family (A24)."""
+    group = world.groups.get(kept[0].group)
+    if group is None or not is_multi_pool(request, group) or family in {family_of(a) for a in request.addresses}:
+        return False
+    has = [allocation.address for allocation in kept]
+    return any(space.lowest() for space in open_ranges(group, family, has, world.free, world.reach))
+
+
+def is_multi_pool(request: Request, group: Group) -> bool:
+    """The Service's own word goes before its group's."""
+    return group.multi_pool if request.multi_pool is None else request.multi_pool
 
 
 def give_back(choices: Sequence[Choice], world: World) -> None:
@@ -105,17 +131,28 @@ def give_back(choices: Sequence[Choice], world: World) -> None:
 def _group_of(request: Request, asked: Sequence[Address], beside: str | None, world: World) -> Group:
     """The group for the families that no address is asked for; every address asked for must be in some group."""
     owners = [world.free.group_of(address) for address in asked]
+    namespace = request.key.namespace
     for address, owner in zip(asked, owners, strict=True):
         if owner is None:
             raise Refused(Reason.ADDRESS_OUTSIDE_GROUPS, f"requested address {address} is in no ServiceGroup")
-    return _group(request, owners[0] if owners else beside, world)
+        if barrier := world.bindings.barrier(namespace, owner):
+            text = f"requested address {address} is in ServiceGroup {owner}, and {barrier}"
+            raise Refused(Reason.NAMESPACE_NOT_ALLOWED, text)
+    group = _group(request, owners[0] if owners else beside, world)
+    if barrier := world.bindings.barrier(namespace, group.name):
+        raise Refused(Reason.NAMESPACE_NOT_ALLOWED, f"ServiceGroup {group.name} is not to be used: {barrier}")
+    if request.multi_pool and group.balance_pools:
+        text = f"{names.MULTI_POOL} cannot go with balancePools of ServiceGroup {group.name}"
+        raise Refused(Reason.INVALID_REQUEST, text)
+    return group
 
 
 def _group(request: Request, bound: str | None, world: World) -> Group:
-    """The group of an address asked for or kept decides; else the one named; else `default` (A1, A2, A10)."""
+    """The group of an address asked for or kept decides; else the one named; else that of the namespace; else `default`
+    (A1, A2, A10, A25)."""
     if bound is not None and bound in world.groups:
         return world.groups[bound]
-    name = request.group or names.DEFAULT_GROUP
+    name = request.group or world.bindings.default_group(request.key.namespace)
     group = world.groups.get(name)
     if group is not None:
         return group
@@ -146,20 +183,74 @@ def _any(
     reclaimable: Sequence[BookedAllocation],
     world: World,
 ) -> Choice:
-    """Where somebody else was promised the address that the Service had, the promise holds, and the history says it."""
+    choice = _back_or_free(key, family, group, None, reclaimable, world)
+    if choice is None:
+        raise Refused(Reason.POOL_EXHAUSTED, f"ServiceGroup {group.name} has no free {family} address")
+    return choice
+
+
+def _one_of_each(
+    key: ServiceKey,
+    family: Family,
+    group: Group,
+    kept: Collection[Address],
+    reclaimable: Sequence[BookedAllocation],
+    world: World,
+    choices: list[Choice],
+) -> None:
+    """Adds to `choices` an address of each range that lacks one; a range with none free is passed over.
+
+    As in PureLB, it is a refusal only if the family would have no address at all.
+    """
+    lacking = open_ranges(group, family, kept, world.free, world.reach)
+    if len(lacking) + len(choices) + len(kept) > MAX_MULTI_POOLS:
+        text = f"ServiceGroup {group.name} has more than {MAX_MULTI_POOLS} ranges, too many for {names.MULTI_POOL}"
+        raise Refused(Reason.INVALID_REQUEST, text)
+    before = len(choices)
+    for space in lacking:
+        choice = _back_or_free(key, family, group, space, reclaimable, world)
+        if choice is not None:
+            choices.append(choice)
+    if len(choices) > before or _has(kept, family) or not group.pools_of(family):
+        return
+    if lacking:
+        raise Refused(Reason.POOL_EXHAUSTED, f"ServiceGroup {group.name} has no free {family} address")
+    text = f"no live node is in a subnet of the {family} ranges of ServiceGroup {group.name}"
+    raise Refused(Reason.NO_NODE_IN_SUBNET, text)
+
+
+def _has(addresses: Collection[Address], family: Family) -> bool:
+    return any(family_of(address) is family for address in addresses)
+
+
+def _back_or_free(
+    key: ServiceKey,
+    family: Family,
+    group: Group,
+    only: PoolSpace | None,
+    reclaimable: Sequence[BookedAllocation],
+    world: World,
+) -> Choice | None:
+    """An address of the group, or of one range of it.
+
+    Where somebody else was promised the address that the Service had, the promise holds, and the history says it.
+    """
+    within = None if only is None else only.pool.range
     had = [a for a in reclaimable if a.family is family and group.pool_with(a.address)]
+    if within is not None:
+        had = [a for a in had if a.address in within]
     back = [a for a in had if not world.reservations.keeps_from(a.address, key)]
     back.sort(key=lambda a: world.reservations.at(a.address) is None)
     if back and world.reservations.at(back[0].address):
         return Choice(back[0].address, group.name, back[0].id)
-    reserved = lowest_reserved(key, group.name, family, world.free, world.reservations)
+    reserved = lowest_reserved(key, group.name, family, world.free, world.reservations, within)
     if reserved is not None:
         world.free.take(reserved)
         return Choice(reserved, group.name, why="reserved for it")
     if back:
         return Choice(back[0].address, group.name, back[0].id)
-    free = world.free.lowest(group.name, family)
+    free = only.lowest() if only else world.free.lowest(group.name, family, balanced=group.balance_pools)
     if free is None:
-        raise Refused(Reason.POOL_EXHAUSTED, f"ServiceGroup {group.name} has no free {family} address")
+        return None
     world.free.take(free)
     return Choice(free, group.name, why=f"{had[0].address}, which it had, is reserved" if had else "")

@@ -15,7 +15,7 @@ from heapq import merge
 from itertools import islice
 
 from purelb_sm.domain.addresses import Address, AddressRange, Family, address_at, family_of
-from purelb_sm.domain.groups import Group, Pool
+from purelb_sm.domain.groups import MAX_POOLS, Group, Pool
 
 
 class IntervalSet:
@@ -124,13 +124,16 @@ class IntervalSet:
 
 class PoolSpace:
     """The free addresses of one pool. Every address is in `free` (anybody may have it), in `kept` (reserved, and not
-    in the book), or in the book. `_floor` is below every address that `lowest` may answer."""
+    in the book), or in the book. `_floor` is below every address that `lowest` may answer.
+    `position` is its place in the group as written, `used` how many of its addresses the book has."""
 
-    __slots__ = ("_edges", "_floor", "_reserved", "avoid", "free", "group", "kept", "pool")
+    __slots__ = ("_edges", "_floor", "_reserved", "avoid", "free", "group", "kept", "pool", "position", "used")
 
-    def __init__(self, group: Group, pool: Pool) -> None:
+    def __init__(self, group: Group, pool: Pool, position: int) -> None:
         self.group = group.name
         self.pool = pool
+        self.position = position
+        self.used = 0
         self.avoid = group.avoid_first_last
         self.free = IntervalSet(int(pool.range.first), int(pool.range.last))
         self.kept = IntervalSet()
@@ -160,14 +163,19 @@ class PoolSpace:
         return None
 
     def take(self, address: Address) -> bool:
-        return self.free.remove(int(address)) or self.kept.remove(int(address))
+        taken = self.free.remove(int(address)) or self.kept.remove(int(address))
+        self.used += taken
+        return taken
 
     def give_back(self, address: Address) -> bool:
         value = int(address)
         if value in self._reserved:
-            return self.kept.add(value)
-        self._floor = min(self._floor, value)
-        return self.free.add(value)
+            given = self.kept.add(value)
+        else:
+            self._floor = min(self._floor, value)
+            given = self.free.add(value)
+        self.used -= given
+        return given
 
     def reserve(self, range_: AddressRange) -> None:
         low, high = max(range_.first, self.pool.range.first), min(range_.last, self.pool.range.last)
@@ -199,8 +207,8 @@ class FreeSpace:
         self._of_group: dict[tuple[str, Family], list[PoolSpace]] = {}
         self._sorted: dict[Family, list[PoolSpace]] = {family: [] for family in Family}
         for group in groups.values():
-            for pool in group.pools:
-                space = PoolSpace(group, pool)
+            for position, pool in enumerate(group.pools):
+                space = PoolSpace(group, pool, position)
                 self._of_group.setdefault((group.name, pool.family), []).append(space)
                 self._sorted[pool.family].append(space)
         for spaces in self._sorted.values():
@@ -233,9 +241,22 @@ class FreeSpace:
         space = self.locate(address)
         return space is not None and int(address) in space.free
 
-    def lowest(self, group: str, family: Family) -> Address | None:
-        """The lowest free address of the first range that has one (A5)."""
-        for space in self._of_group.get((group, family), ()):
+    def spaces(self, group: str, family: Family) -> Sequence[PoolSpace]:
+        """The ranges of a group in the order written."""
+        return self._of_group.get((group, family), ())
+
+    def position(self, address: Address) -> int:
+        """The place of its range in its group as written; one that is in no range comes after all."""
+        space = self.locate(address)
+        return MAX_POOLS if space is None else space.position
+
+    def lowest(self, group: str, family: Family, *, balanced: bool = False) -> Address | None:
+        """The lowest free address of the first range that has one (A5).
+
+        `balanced`: of the range with the fewest in use, the first written of those that have equally many.
+        """
+        spaces = self.spaces(group, family)
+        for space in sorted(spaces, key=lambda s: s.used) if balanced else spaces:
             address = space.lowest()
             if address is not None:
                 return address

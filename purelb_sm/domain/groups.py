@@ -25,6 +25,8 @@ from purelb_sm.domain.addresses import (
     unusable_within,
 )
 from purelb_sm.domain.durations import parse_duration_s
+from purelb_sm.domain.fields import read_flag, read_list, read_mapping, read_text
+from purelb_sm.domain.namespaces import FOR_ALL, NamespaceRule, parse_namespace_rule
 from purelb_sm.domain.views import ObjectView
 from purelb_sm.errors import InvalidAddress, InvalidGroup
 
@@ -33,6 +35,8 @@ MAX_QUARANTINE_S = 365 * 86400.0
 """A longer one is a mistake, and may be more than a date can say."""
 MAX_POOLS = 1024
 """More pools than this in one group is a mistake, and would make every decision about it slow."""
+MAX_MULTI_POOLS = 64
+"""A Service gets one address of each pool of a multi-pool group; agents look at no more than this of one Service."""
 
 
 class PoolType(StrEnum):
@@ -58,7 +62,8 @@ class Group:
     """A ServiceGroup that can be used.
 
     `agent_decides` is true of a group written as v1: whether its addresses are local or remote depends on whether any
-    node has the subnet. `quarantine_s` is how long a released address is kept from other claims.
+    node has the subnet. `quarantine_s` is how long a released address is kept from other claims. `multi_pool` gives a
+    Service one address from each range, `balance_pools` one from the range with the fewest in use; never both.
     """
 
     name: str
@@ -72,6 +77,9 @@ class Group:
     pools: tuple[Pool, ...]
     avoid_first_last: bool = False
     quarantine_s: float = DEFAULT_QUARANTINE_S
+    multi_pool: bool = False
+    balance_pools: bool = False
+    rule: NamespaceRule = FOR_ALL
     warnings: tuple[str, ...] = ()
 
     def pools_of(self, family: Family) -> tuple[Pool, ...]:
@@ -86,12 +94,13 @@ class Group:
 
 def parse_group(view: ObjectView) -> Group:
     """Raises InvalidGroup, naming field and value."""
-    spec = _mapping("spec", view.spec)
+    spec = read_mapping("spec", view.spec)
     kind, body = _kind_of(view.api_version.rpartition("/")[2], spec)
     pools, warnings = _pools(f"spec.{kind}", body)
     if not pools:
         raise InvalidGroup(f"spec.{kind}", "", "has no pool: v4pools or v6pools must name at least one range")
     _refuse_overlaps_within(pools)
+    multi_pool, balance_pools = _way_of_choosing(f"spec.{kind}", body, len(pools))
     return Group(
         name=view.name,
         namespace=view.namespace,
@@ -102,8 +111,11 @@ def parse_group(view: ObjectView) -> Group:
         pool_type=PoolType.REMOTE if kind == "remote" else PoolType.LOCAL,
         agent_decides=kind == "local" and _agent_decides(view.api_version, body),
         pools=tuple(pool for _, pool in pools),
-        avoid_first_last=_flag(f"spec.{kind}.avoidFirstLast", body.get("avoidFirstLast")),
+        avoid_first_last=read_flag(f"spec.{kind}.avoidFirstLast", body.get("avoidFirstLast")),
         quarantine_s=_quarantine(f"spec.{kind}.quarantine", body.get("quarantine")),
+        multi_pool=multi_pool,
+        balance_pools=balance_pools,
+        rule=parse_namespace_rule(spec),
         warnings=tuple(warnings),
     )
 
@@ -166,7 +178,7 @@ def _kind_of(version: str, spec: Mapping[str, Any]) -> tuple[str, Mapping[str, A
         raise InvalidGroup(
             f"spec.{kind}", kind, "addresses from an outside IPAM are not supported yet: list the ranges under local"
         )
-    return kind, _mapping(f"spec.{kind}", spec[kind])
+    return kind, read_mapping(f"spec.{kind}", spec[kind])
 
 
 def _agent_decides(api_version: str, body: Mapping[str, Any]) -> bool:
@@ -186,13 +198,13 @@ def _pools(path: str, body: Mapping[str, Any]) -> tuple[list[tuple[str, Pool]], 
     found: list[tuple[str, Pool]] = []
     warnings: list[str] = []
     for field, family in (("v4pools", Family.IPV4), ("v6pools", Family.IPV6)):
-        for index, item in enumerate(_list(f"{path}.{field}", body.get(field))):
+        for index, item in enumerate(read_list(f"{path}.{field}", body.get(field))):
             where = f"{path}.{field}[{index}]"
-            found.append((where, _pool(where, _mapping(where, item), family, warnings)))
+            found.append((where, _pool(where, read_mapping(where, item), family, warnings)))
     for field, family in (("v4pool", Family.IPV4), ("v6pool", Family.IPV6)):
         if body.get(field) is not None:
             where = f"{path}.{field}"
-            found.append((where, _pool(where, _mapping(where, body[field]), family, warnings)))
+            found.append((where, _pool(where, read_mapping(where, body[field]), family, warnings)))
     if body.get("pool") is not None:
         found.append((path, _pool(path, body, None, warnings)))
     if len(found) > MAX_POOLS:
@@ -201,8 +213,8 @@ def _pools(path: str, body: Mapping[str, Any]) -> tuple[list[tuple[str, Pool]], 
 
 
 def _pool(where: str, item: Mapping[str, Any], family: Family | None, warnings: list[str]) -> Pool:
-    subnet = _subnet(f"{where}.subnet", _text(f"{where}.subnet", item.get("subnet")))
-    text = _text(f"{where}.pool", item.get("pool"))
+    subnet = _subnet(f"{where}.subnet", read_text(f"{where}.subnet", item.get("subnet")))
+    text = read_text(f"{where}.pool", item.get("pool"))
     try:
         range_, warning = parse_range(text)
     except InvalidAddress as error:
@@ -247,39 +259,23 @@ def _refuse_overlaps_within(pools: Sequence[tuple[str, Pool]]) -> None:
             raise InvalidGroup(where, str(pool.range), f"overlaps {other.range} of {other_where}")
 
 
+def _way_of_choosing(path: str, body: Mapping[str, Any], pools: int) -> tuple[bool, bool]:
+    multi_pool = read_flag(f"{path}.multiPool", body.get("multiPool"))
+    balance_pools = read_flag(f"{path}.balancePools", body.get("balancePools"))
+    if multi_pool and balance_pools:
+        raise InvalidGroup(f"{path}.balancePools", True, "cannot go with multiPool: it is one range or every range")
+    if multi_pool and pools > MAX_MULTI_POOLS:
+        raise InvalidGroup(f"{path}.multiPool", True, f"cannot go with more than {MAX_MULTI_POOLS} pools")
+    return multi_pool, balance_pools
+
+
 def _quarantine(where: str, value: object) -> float:
     if value is None:
         return DEFAULT_QUARANTINE_S
     try:
-        duration_s = parse_duration_s(_text(where, value))
+        duration_s = parse_duration_s(read_text(where, value))
     except ValueError as error:
         raise InvalidGroup(where, value, str(error)) from None
     if duration_s > MAX_QUARANTINE_S:
         raise InvalidGroup(where, value, "is longer than 365d")
     return duration_s
-
-
-def _flag(where: str, value: object) -> bool:
-    if value is None or isinstance(value, bool):
-        return bool(value)
-    raise InvalidGroup(where, value, "must be true or false")
-
-
-def _mapping(where: str, value: object) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise InvalidGroup(where, value, "must be an object")
-    return value
-
-
-def _list(where: str, value: object) -> list[Any]:
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise InvalidGroup(where, value, "must be a list")
-    return value
-
-
-def _text(where: str, value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise InvalidGroup(where, value, "must be a text")
-    return value.strip()

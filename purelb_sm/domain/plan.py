@@ -31,7 +31,7 @@ from purelb_sm.domain.book import (
     Revive,
     Withdraw,
 )
-from purelb_sm.domain.choose import Choice, World, adopt, choose
+from purelb_sm.domain.choose import Choice, World, adopt, choose, lacks_ranges
 from purelb_sm.domain.groups import PoolType
 from purelb_sm.domain.publication import (
     branded,
@@ -119,19 +119,32 @@ def _serve(view: ServiceView, booked: Booked, world: World, now: datetime) -> Pl
         return _keep(draft, refusal, world, now) if draft.held else _refuse(draft, refusal, now)
     draft = _Draft(view, booked)
     kept, leaving = _sort_held(draft.held, request)
-    missing = [f for f in request.families if f not in {a.family for a in kept}]
-    if not request.require_all and kept:
-        # PreferDualStack that has one address: another family is added only where the group has a pool for it.
-        missing = [f for f in missing if _has_pool(kept[0].group, f, world)]
+    missing = _missing(request, kept, world)
     choices: list[Choice] = []
     if missing:
+        beside, has = (kept[0].group if kept else None), [a.address for a in kept]
         try:
-            choices = choose(request, missing, draft.reclaimable, world, kept[0].group if kept else None)
+            choices = choose(request, missing, draft.reclaimable, world, beside, has)
         except Refused as refusal:
             if not draft.held:
                 return _refuse(draft, refusal, now)
             return _keep(draft, refusal, world, now)
     return _settle(draft, request, kept, leaving, choices, world, now)
+
+
+def _missing(request: Request, kept: Sequence[BookedAllocation], world: World) -> list[Family]:
+    """The families that lack an address.
+
+    One that has some may lack those of further ranges (A24). They are added only when somebody asks for it (A23): a
+    node that comes or a pool that is added must not change what a Service shows.
+    """
+    missing = [f for f in request.families if f not in {a.family for a in kept}]
+    if request.re_evaluate and kept:
+        return missing + [f for f in request.families if f not in missing and lacks_ranges(request, f, kept, world)]
+    if not request.require_all and kept:
+        # PreferDualStack that has one address: another family is added only where the group has a pool for it.
+        missing = [f for f in missing if _has_pool(kept[0].group, f, world)]
+    return missing
 
 
 def _has_pool(group_name: str, family: object, world: World) -> bool:
@@ -166,24 +179,33 @@ def _settle(
     view = draft.view
     draft.actions += [_hold(view, request, choice) for choice in choices]
     draft.actions += [Leave(view.key, view.uid, a.id, a.address, "not asked for any more") for a in leaving]
-    addresses, group = _in_order([*kept, *choices], request.families)
+    addresses, group = _in_order([*kept, *choices], request.families, world)
     fresh = draft.service is None or draft.service.state is ServiceState.PENDING
     if choices or leaving or fresh:
         draft.actions.append(Allocate(view.key, view.uid, group))
     publication = publish_allocated(
         view, addresses, group, _pool_type(view, group, world), condition_allocated(view, addresses, group, now)
     )
-    draft.events += _warnings(view, request, addresses, group)
+    draft.events += _warnings(view, request, addresses, group, world)
     draft.events += _allocated_events(view, addresses, group)
     draft.events += [_released_event([a]) for a in _gone(view, leaving, draft.reclaimable) if a not in addresses]
     return _finish(draft, publication)
 
 
-def _in_order(holds: Sequence[BookedAllocation | Choice], families: Sequence[Family]) -> tuple[list[Address], str]:
-    """The addresses in the order of families, and the group to name: that of the first, so that every pass agrees."""
+def _in_order(
+    holds: Sequence[BookedAllocation | Choice], families: Sequence[Family], world: World
+) -> tuple[list[Address], str]:
+    """The addresses in the order of families and then of ranges, those in no range last; and the group to name: that of
+    the first, so that every pass agrees."""
     groups = {each.address: each.group for each in holds}
     addresses = in_family_order(iter(groups), tuple(families))
+    if len(addresses) > len(families):
+        addresses.sort(key=lambda a: (_place(family_of(a), families), world.free.position(a)))
     return addresses, groups[addresses[0]]
+
+
+def _place(family: Family, families: Sequence[Family]) -> int:
+    return families.index(family) if family in families else len(families)
 
 
 def _gone(
@@ -207,7 +229,8 @@ def _keep(draft: _Draft, refusal: Refused, world: World, now: datetime) -> Plan:
     A slip in an annotation must never take traffic away.
     """
     view = draft.view
-    addresses, group = _in_order(draft.held, [f for name in view.ip_families for f in Family if f.value == name])
+    families = [f for name in view.ip_families for f in Family if f.value == name]
+    addresses, group = _in_order(draft.held, families, world)
     condition = condition_refused(view, refusal.reason, refusal.message, now)
     publication = publish_allocated(view, addresses, group, _pool_type(view, group, world), condition)
     draft.events += _refused_events(view, refusal)
@@ -284,10 +307,16 @@ def _allocated_events(view: ServiceView, addresses: Sequence[Address], group: st
     return [EventNote("Normal", "IPAllocated", f"Assigned IP {text} from pool {group}")]
 
 
-def _warnings(view: ServiceView, request: Request, addresses: Sequence[Address], group: str) -> list[EventNote]:
-    """Said when the addresses are given, not again: ways of asking that mislead or are on their way out (A10)."""
-    if not request.addresses or {str(a) for a in addresses} <= {entry.ip for entry in view.ingress}:
+def _warnings(
+    view: ServiceView, request: Request, addresses: Sequence[Address], group: str, world: World
+) -> list[EventNote]:
+    """Said when the addresses are given, not again: what was asked in a way that misleads or is on its way out (A10),
+    and what was not asked clearly enough (A25)."""
+    if {str(a) for a in addresses} <= {entry.ip for entry in view.ingress}:
         return []
+    if not request.addresses:
+        why = world.bindings.ambiguity(view.key.namespace) if request.group is None else ""
+        return [EventNote("Warning", "ConfigurationWarning", f"{why}, so pool {group} is used")] if why else []
     notes = []
     if request.group is not None and request.group != group:
         text = f"the requested address belongs to pool {group}, so pool {request.group} is not used"

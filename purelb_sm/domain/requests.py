@@ -26,7 +26,8 @@ class Whose(Enum):
 class Request:
     """One Service's wish. `families` are those to serve, in order; with `require_all` it is all of them or none.
 
-    `addresses` are particular addresses asked for; `group` the group asked for by name, None for the default.
+    `addresses` are particular addresses asked for; `group` the group asked for by name, None for the default;
+    `multi_pool` whether it wants an address of each range, None: as the group says.
     `re_evaluate`: what it has is looked at anew too, as if it asked for the first time (A23).
     """
 
@@ -38,6 +39,7 @@ class Request:
     addresses: tuple[Address, ...]
     ports: tuple[Port, ...]
     re_evaluate: bool = False
+    multi_pool: bool | None = None
 
 
 def whose(view: ServiceView, load_balancer_class: str, default_class: bool) -> Whose:
@@ -64,6 +66,7 @@ def parse_request(view: ServiceView) -> Request:
         addresses=_addresses(view, families),
         ports=_ports(view),
         re_evaluate=wants_re_evaluation(view),
+        multi_pool=_multi_pool(view),
     )
 
 
@@ -107,6 +110,15 @@ def _group_name(view: ServiceView) -> str | None:
     if not name or len(name) > 253:
         raise Refused(Reason.INVALID_REQUEST, f"annotation {names.SERVICE_GROUP} is not the name of a ServiceGroup")
     return name
+
+
+def _multi_pool(view: ServiceView) -> bool | None:
+    text = view.annotation(names.MULTI_POOL)
+    if text is None:
+        return None
+    if text.strip() not in ("true", "false"):
+        raise Refused(Reason.INVALID_REQUEST, f"annotation {names.MULTI_POOL} must be true or false")
+    return text.strip() == "true"
 
 
 def _addresses(view: ServiceView, families: tuple[Family, ...]) -> tuple[Address, ...]:

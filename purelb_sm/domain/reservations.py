@@ -73,12 +73,18 @@ NOTHING_RESERVED = Reservations()
 
 
 def lowest_reserved(
-    key: ServiceKey, group: str, family: Family, free: FreeSpace, reservations: Reservations
+    key: ServiceKey,
+    group: str,
+    family: Family,
+    free: FreeSpace,
+    reservations: Reservations,
+    only: AddressRange | None = None,
 ) -> Address | None:
-    """The lowest address of the group that is reserved for this Service and that nobody has."""
+    """The lowest address of the group, or of one range of it, that is reserved for this Service and that nobody has."""
     for reservation in reservations.of(key):
-        if reservation.range.family is family:
-            address = free.lowest_kept(group, reservation.range)
+        range_ = reservation.range if only is None else reservation.range.common(only)
+        if range_ is not None and range_.family is family:
+            address = free.lowest_kept(group, range_)
             if address is not None:
                 return address
     return None
