@@ -21,6 +21,7 @@ PurelbError
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from enum import StrEnum
 
 
@@ -67,14 +68,18 @@ class PurelbError(Exception):
 
 
 class Refused(PurelbError):
-    """A Service cannot be served now. `message` is one sentence for its owner; it never names another holder."""
+    """A Service cannot be served now. `message` is one sentence for its owner; it never names another holder.
+
+    `obstacles` are what may go and let it in, where that is known (`domain.sharing.Obstacle`).
+    """
 
     reason: Reason
 
-    def __init__(self, reason: Reason, message: str) -> None:
+    def __init__(self, reason: Reason, message: str, obstacles: tuple[Hashable, ...] = ()) -> None:
         super().__init__(sayable(message))
         self.reason = reason
         self.message = sayable(message)
+        self.obstacles = obstacles
 
 
 class InvalidInput(PurelbError):

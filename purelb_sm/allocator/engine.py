@@ -1,7 +1,8 @@
 """All work on the book, for the book's own thread: one Engine serves one term of leadership.
 
-Invariant: the free space says of every address in every accepted group whether the book has it. Whatever may break
-that (a failed transaction, a new set of groups) rebuilds it from the book before the next plan.
+Invariant: the free space says of every address in every accepted group whether the book has it, and what is shared
+has the members and ports that the book has. Whatever may break that (a failed transaction, a new set of groups)
+rebuilds both from the book before the next plan.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from purelb_sm.domain.groups import DEFAULT_QUARANTINE_S, Group, accept_groups, 
 from purelb_sm.domain.plan import plan
 from purelb_sm.domain.release import may_confirm
 from purelb_sm.domain.reports import NodeReport
+from purelb_sm.domain.sharing import Shared
 from purelb_sm.domain.usage import GroupUsage, Usage
 from purelb_sm.domain.views import ObjectView, ServiceKey, ServiceView
 from purelb_sm.errors import DatabaseUnavailable, InvalidGroup, PurelbError, TermLost
@@ -139,7 +141,14 @@ class Engine:
         if self._world is None:
             free = FreeSpace(self._groups)
             free.take_all(unit.held_addresses(free.ranges()))
-            self._world = World(self._groups, free, _texts(self._refused), self._class, self._default_class)
+            self._world = World(
+                self._groups,
+                free,
+                _texts(self._refused),
+                self._class,
+                self._default_class,
+                shared=Shared(unit.shared()),
+            )
             self._touched |= self._usage.groups() | set(self._groups) | set(self._refused)
             self._usage = Usage(unit.live_counts(), unit.orphans(free.ranges()))
             self._touched |= self._usage.groups()
@@ -184,6 +193,7 @@ class Engine:
                 booked = unit.load({key: view.uid if view else None for key, view in views.items()})
                 plans = [plan(key, view, booked[key], world, now) for key, view in views.items()]
                 acting = [made for made in plans if made.actions]
+                unit.expect(acting)
                 for made in acting:
                     unit.apply(made)
                 if acting:
@@ -267,6 +277,7 @@ class Engine:
         if self._world is not None:
             for address in done.freed:
                 self._world.free.give_back(address)
+                self._world.shared.forget(address)
         return done
 
     def _judge(

@@ -23,7 +23,7 @@ from purelb_sm.allocator.publisher import Publisher
 from purelb_sm.allocator.teller import GroupTeller
 from purelb_sm.allocator.thread import BookThread
 from purelb_sm.domain.addresses import Address
-from purelb_sm.domain.book import Hold, Leave, Plan, Reclaim, Refuse
+from purelb_sm.domain.book import Hold, Join, Leave, Plan, Reclaim, Refuse
 from purelb_sm.domain.usage import GroupUsage
 from purelb_sm.domain.views import ServiceKey, ServiceView
 from purelb_sm.errors import DatabaseUnavailable, StoreError, TermLost
@@ -206,7 +206,7 @@ class Leading:
             self._waiting.pop(made.key, None)
         self._metrics.waiting.set(len(self._waiting))
         for action in made.actions:
-            if isinstance(action, Hold | Reclaim):
+            if isinstance(action, Hold | Reclaim | Join):
                 self._metrics.allocated.inc()
             elif isinstance(action, Refuse):
                 self._metrics.rejected.labels(action.reason.value).inc()

@@ -6,12 +6,13 @@ for each, writes the rows, and appends one history row per transition, all in on
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from purelb_sm.domain.addresses import Address, Family
 from purelb_sm.domain.states import AllocationState, AnnouncementState, ServiceState
-from purelb_sm.domain.views import Condition, Port, ServiceKey
+from purelb_sm.domain.views import Condition, Port, PortKey, ServiceKey
 from purelb_sm.errors import Reason
 
 
@@ -30,7 +31,11 @@ class BookedService:
 
 @dataclass(frozen=True, slots=True)
 class BookedAllocation:
-    """A row of `allocation` that is not released. `claim` is who may have it back: namespace/name."""
+    """A row of `allocation` that is not released. `claim` is who may have it back: namespace/name.
+
+    sharing_key  what it is shared under, by one member or more; None: it has one member
+    ports        those that the Service which was asked for has on it; None where none was asked for
+    """
 
     id: int
     address: Address
@@ -39,6 +44,8 @@ class BookedAllocation:
     state: AllocationState
     held_at: datetime
     quarantined_until: datetime | None = None
+    sharing_key: str | None = None
+    ports: frozenset[PortKey] | None = None
 
     @property
     def family(self) -> Family:
@@ -91,7 +98,10 @@ class Withdraw:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A free address is held for `key`, and the Service with `uid` becomes its member with these ports."""
+    """A free address is held for `key`, and the Service with `uid` becomes its member with these ports.
+
+    `sharing_key`: others may join it under this key.
+    """
 
     key: ServiceKey
     uid: str
@@ -99,13 +109,14 @@ class Hold:
     group: str
     ports: tuple[Port, ...]
     reason: str = ""
+    sharing_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reclaim:
     """A releasing or quarantined address goes back to its claim, with the Service `uid` as member.
 
-    `group` is the one that has the address now; empty: as before.
+    `group` is the one that has the address now; empty: as before. It is shared under `sharing_key` from now on.
     """
 
     key: ServiceKey
@@ -114,6 +125,50 @@ class Reclaim:
     address: Address
     ports: tuple[Port, ...]
     group: str = ""
+    sharing_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """The Service becomes a member of the address that is shared under this key, beside the members it has.
+
+    One that has no members any more, and is not free yet, goes back to those who share it: the claim is the Service's.
+    """
+
+    key: ServiceKey
+    uid: str
+    address: Address
+    group: str
+    sharing_key: str
+    ports: tuple[Port, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetPorts:
+    """A member has the address on these ports from now on, and on no others."""
+
+    key: ServiceKey
+    uid: str
+    allocation_id: int
+    address: Address
+    ports: tuple[Port, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetKey:
+    """The only member shares its address under this key from now on, or (None) with nobody. The claim is the member's.
+
+    `group` and `ports` are those that it has it in and on.
+    """
+
+    key: ServiceKey
+    uid: str
+    allocation_id: int
+    address: Address
+    group: str
+    ports: tuple[Port, ...]
+    sharing_key: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +203,7 @@ class Refuse:
     group: str = ""
 
 
-Action = Observe | Revive | Withdraw | Hold | Reclaim | Leave | Allocate | Refuse
+Action = Observe | Revive | Withdraw | Hold | Reclaim | Join | SetPorts | SetKey | Leave | Allocate | Refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +231,10 @@ class Publication:
 class Plan:
     """What is to be done about one key. All empty: the book and the cluster agree.
 
-    waiting  it was refused something: to be planned again when addresses come free or groups change
-    again    this was a first step: to be planned again once it is committed
+    waiting    it was refused something: to be planned again when addresses come free or groups change
+    again      this was a first step: to be planned again once it is committed, and written
+    obstacles  what it waits for, where that is known (`domain.sharing.Obstacle`)
+    cleared    obstacles that are gone once this is committed: who waits for one is to be planned again
     """
 
     key: ServiceKey
@@ -186,6 +243,8 @@ class Plan:
     events: tuple[EventNote, ...] = ()
     waiting: bool = False
     again: bool = False
+    obstacles: tuple[Hashable, ...] = ()
+    cleared: tuple[Hashable, ...] = ()
 
     @property
     def silent(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from purelb_sm.domain import names
 from purelb_sm.domain.addresses import Address, Family, family_of
@@ -14,7 +15,7 @@ from purelb_sm.domain.namespaces import Bindings
 from purelb_sm.domain.ranges import NOWHERE, Reach, open_ranges
 from purelb_sm.domain.requests import Request
 from purelb_sm.domain.reservations import NOTHING_RESERVED, Reservations, lowest_reserved
-from purelb_sm.domain.views import ServiceKey
+from purelb_sm.domain.sharing import Member, Obstacle, Shared, port_keys
 from purelb_sm.errors import Reason, Refused
 
 MAX_ADOPTED = 64
@@ -25,8 +26,9 @@ MAX_ADOPTED = 64
 class World:
     """What the cluster says besides the Service itself. `broken` maps a group that cannot be used to why.
 
-    `free` is working state: a choice takes from it, so that the next choice of a batch sees it gone. `reach` is where
-    live nodes are; `bindings` what the groups say of namespaces.
+    `free` and `shared` are working state: a choice takes from `free`, so that the next choice of a batch sees it gone,
+    and `shared` follows the actions of each plan. `reach` is where live nodes are; `bindings` what the groups say of
+    namespaces.
     """
 
     groups: Mapping[str, Group]
@@ -36,6 +38,7 @@ class World:
     default_class: bool = True
     reservations: Reservations = NOTHING_RESERVED
     reach: Reach = NOWHERE
+    shared: Shared = field(default_factory=Shared)
     bindings: Bindings = field(init=False)
 
     def __post_init__(self) -> None:
@@ -44,7 +47,8 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """An address for a family. With `allocation_id` it is one the claim gets back, else it was free and is taken.
+    """An address for a family. With `allocation_id` it is one the claim gets back; with `joins` others share it, or
+    did; else it was free and is taken.
 
     `why` is for the history, where it is not what one would expect.
     """
@@ -53,16 +57,29 @@ class Choice:
     group: str
     allocation_id: int | None = None
     why: str = ""
+    joins: bool = False
 
 
-def adopt(shown: Sequence[Address], world: World) -> list[Choice]:
-    """Of the addresses that a Service shows, those that are free: the book does not know that they are in use."""
+def adopt(shown: Sequence[Address], world: World, who: Member, sharing_key: str | None) -> list[Choice]:
+    """Of the addresses that a Service shows, those that the book does not know it has: free ones, and ones that are
+    held by Services which share them with it."""
     found: list[Choice] = []
     for address in shown[:MAX_ADOPTED]:
         owner = world.free.group_of(address)
-        if owner is not None and world.free.take(address):
+        if owner is None:
+            continue
+        if world.free.take(address):
             found.append(Choice(address, owner))
+        elif world.shared.taken(address) and _may_join(address, world.groups[owner], who, sharing_key, world):
+            found.append(Choice(address, owner, joins=True))
     return found
+
+
+def _may_join(address: Address, group: Group, who: Member, sharing_key: str | None, world: World) -> bool:
+    try:
+        return world.shared.join_at(address, who, sharing_key, group)
+    except Refused:
+        return False
 
 
 def choose(
@@ -77,10 +94,13 @@ def choose(
 
     `beside` is the group of an address that the Service keeps: what is missing comes from the same. With
     PreferDualStack a family that the group has no pool for is left out. Order of preference: the address asked for,
-    one reserved for the Service (A26), the one the claim had, the lowest free one (A5). In a multi-pool group a family
-    that is missing lacks an address of each range (A24) that has none of `kept`, which the Service keeps.
+    that of the sharing key (A15), one reserved for the Service (A26), the one the claim had, the lowest free one (A5).
+    In a multi-pool group a family that is missing lacks an address of each range (A24) that has none of `kept`, which
+    the Service keeps.
     """
     choices: list[Choice] = []
+    # What another of this batch has just had back, as they share it, is not there for its claim alone.
+    reclaimable = [a for a in reclaimable if not world.shared.taken(a.address)]
     asked = {family_of(address): address for address in request.addresses}
     group = _group_of(request, [asked[family] for family in missing if family in asked], beside, world)
     # What no waiting helps is said first, so that what is said does not depend on who has what at the moment.
@@ -89,14 +109,14 @@ def choose(
             if family not in asked and not group.pools_of(family) and not _has(kept, family):
                 raise Refused(Reason.NO_POOL_FOR_FAMILY, f"ServiceGroup {group.name} has no {family} pool")
     try:
-        choices.extend(_asked(request.key, asked[family], reclaimable, world) for family in missing if family in asked)
+        choices.extend(_asked(request, asked[family], reclaimable, world) for family in missing if family in asked)
         for family in missing:
             if family in asked:
                 continue
             if is_multi_pool(request, group):
-                _one_of_each(request.key, family, group, kept, reclaimable, world, choices)
+                _one_of_each(request, family, group, kept, reclaimable, world, choices)
             elif group.pools_of(family) and not _has(kept, family):
-                choices.append(_any(request.key, family, group, reclaimable, world))
+                choices.append(_any(request, family, group, reclaimable, world))
         if not choices and not kept:
             wanted = " or ".join(missing)
             raise Refused(Reason.NO_POOL_FOR_FAMILY, f"ServiceGroup {group.name} has no pool for {wanted}")
@@ -124,7 +144,7 @@ def is_multi_pool(request: Request, group: Group) -> bool:
 def give_back(choices: Sequence[Choice], world: World) -> None:
     """Undoes the takings of choices that come to nothing."""
     for choice in choices:
-        if choice.allocation_id is None:
+        if choice.allocation_id is None and not choice.joins:
             world.free.give_back(choice.address)
 
 
@@ -163,34 +183,40 @@ def _group(request: Request, bound: str | None, world: World) -> Group:
     raise Refused(Reason.UNKNOWN_SERVICE_GROUP, f"there is no ServiceGroup {name}")
 
 
-def _asked(key: ServiceKey, address: Address, reclaimable: Sequence[BookedAllocation], world: World) -> Choice:
+def _asked(request: Request, address: Address, reclaimable: Sequence[BookedAllocation], world: World) -> Choice:
     group = world.free.group_of(address)
     assert group is not None
-    if world.reservations.keeps_from(address, key):
+    if world.reservations.keeps_from(address, request.key):
         raise Refused(Reason.ADDRESS_RESERVED, f"requested address {address} is reserved")
     for allocation in reclaimable:
         if allocation.address == address:
             return Choice(address, group, allocation.id)
-    if not world.free.take(address):
-        raise Refused(Reason.ADDRESS_IN_USE, f"requested address {address} is in use")
-    return Choice(address, group)
+    if world.free.take(address):
+        return Choice(address, group)
+    if world.shared.join_at(address, _member(request), request.sharing_key, world.groups[group]):
+        return Choice(address, group, joins=True)
+    raise Refused(Reason.ADDRESS_IN_USE, f"requested address {address} is in use", (Obstacle(address),))
+
+
+def _member(request: Request) -> Member:
+    return Member(request.uid, request.key, port_keys(request.ports))
 
 
 def _any(
-    key: ServiceKey,
+    request: Request,
     family: Family,
     group: Group,
     reclaimable: Sequence[BookedAllocation],
     world: World,
 ) -> Choice:
-    choice = _back_or_free(key, family, group, None, reclaimable, world)
+    choice = _back_or_free(request, family, group, None, reclaimable, world)
     if choice is None:
         raise Refused(Reason.POOL_EXHAUSTED, f"ServiceGroup {group.name} has no free {family} address")
     return choice
 
 
 def _one_of_each(
-    key: ServiceKey,
+    request: Request,
     family: Family,
     group: Group,
     kept: Collection[Address],
@@ -208,7 +234,7 @@ def _one_of_each(
         raise Refused(Reason.INVALID_REQUEST, text)
     before = len(choices)
     for space in lacking:
-        choice = _back_or_free(key, family, group, space, reclaimable, world)
+        choice = _back_or_free(request, family, group, space, reclaimable, world)
         if choice is not None:
             choices.append(choice)
     if len(choices) > before or _has(kept, family) or not group.pools_of(family):
@@ -224,7 +250,7 @@ def _has(addresses: Collection[Address], family: Family) -> bool:
 
 
 def _back_or_free(
-    key: ServiceKey,
+    request: Request,
     family: Family,
     group: Group,
     only: PoolSpace | None,
@@ -235,7 +261,12 @@ def _back_or_free(
 
     Where somebody else was promised the address that the Service had, the promise holds, and the history says it.
     """
-    within = None if only is None else only.pool.range
+    key, within = request.key, None if only is None else only.pool.range
+    if request.sharing_key is not None:
+        barred = partial(world.reservations.keeps_from, key=key)
+        shared = world.shared.join(_member(request), request.sharing_key, group, family, within, barred)
+        if shared is not None:
+            return Choice(shared, group.name, joins=True)
     had = [a for a in reclaimable if a.family is family and group.pool_with(a.address)]
     if within is not None:
         had = [a for a in had if a.address in within]

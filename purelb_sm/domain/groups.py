@@ -64,6 +64,7 @@ class Group:
     `agent_decides` is true of a group written as v1: whether its addresses are local or remote depends on whether any
     node has the subnet. `quarantine_s` is how long a released address is kept from other claims. `multi_pool` gives a
     Service one address from each range, `balance_pools` one from the range with the fewest in use; never both.
+    `shares_across_namespaces`: a sharing key means the same in every namespace (A15).
     """
 
     name: str
@@ -80,6 +81,7 @@ class Group:
     multi_pool: bool = False
     balance_pools: bool = False
     rule: NamespaceRule = FOR_ALL
+    shares_across_namespaces: bool = False
     warnings: tuple[str, ...] = ()
 
     def pools_of(self, family: Family) -> tuple[Pool, ...]:
@@ -116,6 +118,7 @@ def parse_group(view: ObjectView) -> Group:
         multi_pool=multi_pool,
         balance_pools=balance_pools,
         rule=parse_namespace_rule(spec),
+        shares_across_namespaces=_cluster_wide(f"spec.{kind}.sharing", body.get("sharing")),
         warnings=tuple(warnings),
     )
 
@@ -279,3 +282,9 @@ def _quarantine(where: str, value: object) -> float:
     if duration_s > MAX_QUARANTINE_S:
         raise InvalidGroup(where, value, "is longer than 365d")
     return duration_s
+
+
+def _cluster_wide(where: str, value: object) -> bool:
+    if value in (None, "Namespace", "Cluster"):
+        return value == "Cluster"
+    raise InvalidGroup(where, value, "must be Cluster or Namespace")

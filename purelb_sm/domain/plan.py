@@ -1,9 +1,9 @@
 """plan(): the heart. What a Service asks, what the book says of it, and what is free → what is to be done.
 
-Pure but for one thing, said aloud: it takes addresses from `world.free`, so that plans of one batch see each other. If
-the batch's transaction fails, the free space is built anew from the book. Effects follow the commit: a plan whose
-transaction was kept and whose publication was lost is simply made again, and then has no actions and the same
-publication.
+Pure but for one thing, said aloud: it takes addresses from `world.free`, and has `world.shared` follow what it decides,
+so that plans of one batch see each other. If the batch's transaction fails, both are built anew from the book. Effects
+follow the commit: a plan whose transaction was kept and whose publication was lost is simply made again, and then has
+no actions and the same publication.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from purelb_sm.domain.book import (
     BookedService,
     EventNote,
     Hold,
+    Join,
     Leave,
     Observe,
     Plan,
@@ -33,6 +34,7 @@ from purelb_sm.domain.book import (
 )
 from purelb_sm.domain.choose import Choice, World, adopt, choose, lacks_ranges
 from purelb_sm.domain.groups import PoolType
+from purelb_sm.domain.members import apart, clashes, set_keys, set_ports, shown_by_others
 from purelb_sm.domain.publication import (
     branded,
     condition_allocated,
@@ -43,9 +45,10 @@ from purelb_sm.domain.publication import (
     publish_withdrawn,
     shown_addresses,
 )
-from purelb_sm.domain.requests import Request, Whose, parse_request, usable_ports, whose
+from purelb_sm.domain.requests import Request, Whose, parse_request, sharing_key, usable_ports, whose
+from purelb_sm.domain.sharing import Member, Obstacle, port_conflict, port_keys, sort_by_key
 from purelb_sm.domain.states import AllocationState, ServiceState
-from purelb_sm.domain.views import ServiceKey, ServiceView
+from purelb_sm.domain.views import Port, ServiceKey, ServiceView
 from purelb_sm.errors import Reason, Refused
 
 
@@ -56,14 +59,15 @@ def plan(key: ServiceKey, view: ServiceView | None, booked: Booked, world: World
     booked  what the book says of its key
     """
     if view is None:
-        return Plan(key, _withdraw(booked, "deleted"))
+        actions = _withdraw(booked, "deleted")
+        return Plan(key, actions, cleared=tuple(world.shared.follow(actions)))
     asks = whose(view, world.load_balancer_class, world.default_class)
     if asks is not Whose.ANOTHER_CLASS and (adopted := _adopt(view, booked, world)) is not None:
         return adopted
     if asks is not Whose.OURS:
-        return _not_ours(view, booked, asks)
+        return _not_ours(view, booked, asks, world)
     if _foreign(view, booked):
-        return _refuse(_Draft(view, booked), _foreign_refusal(view), now, touch=False)
+        return _refuse(_Draft(view, booked, world), _foreign_refusal(view), now, touch=False)
     return _serve(view, booked, world, now)
 
 
@@ -73,11 +77,14 @@ class _Draft:
 
     view: ServiceView
     booked: Booked
+    world: World
     actions: list[Action] = field(default_factory=list)
     events: list[EventNote] = field(default_factory=list)
     held: list[BookedAllocation] = field(default_factory=list)
     reclaimable: list[BookedAllocation] = field(default_factory=list)
     service: BookedService | None = None
+    cleared: list[Obstacle] = field(default_factory=list)
+    followed: int = 0
 
     def __post_init__(self) -> None:
         """Brings the book to a live row of this uid: a namesake with another uid is withdrawn first (A20)."""
@@ -90,6 +97,12 @@ class _Draft:
         if self.service is None:
             known = self.booked.former is not None
             self.actions.append((Revive if known else Observe)(self.view.key, self.view.uid))
+        self.follow()
+
+    def follow(self) -> None:
+        """What was decided so far is seen by what is decided from here on, for this Service and for others."""
+        self.cleared += self.world.shared.follow(self.actions[self.followed :])
+        self.followed = len(self.actions)
 
 
 def _adopt(view: ServiceView, booked: Booked, world: World) -> Plan | None:
@@ -100,13 +113,18 @@ def _adopt(view: ServiceView, booked: Booked, world: World) -> Plan | None:
     """
     if not branded(view) or not view.ingress or (booked.held and booked.service and booked.service.uid == view.uid):
         return None
-    choices = adopt(shown_addresses(view), world)
+    ports, why = usable_ports(view), "adopted from the cluster"
+    try:
+        key = sharing_key(view)
+    except Refused:
+        key = None
+    choices = adopt(shown_addresses(view), world, Member(view.uid, view.key, port_keys(ports)), key)
     if not choices:
         return None
-    draft, why, ports = _Draft(view, booked), "adopted from the cluster", usable_ports(view)
-    draft.actions += [Hold(view.key, view.uid, c.address, c.group, ports, why) for c in choices]
+    draft = _Draft(view, booked, world)
+    draft.actions += [_give(view, choice, ports, key, why) for choice in choices]
     draft.actions.append(Allocate(view.key, view.uid, choices[0].group, why))
-    return Plan(view.key, tuple(draft.actions), again=True)
+    return _finish(draft, None, again=True)
 
 
 def _serve(view: ServiceView, booked: Booked, world: World, now: datetime) -> Plan:
@@ -115,10 +133,14 @@ def _serve(view: ServiceView, booked: Booked, world: World, now: datetime) -> Pl
     except Refused as refusal:
         if refusal.reason is Reason.WAITING_FOR_FAMILIES:
             return Plan(view.key, waiting=True)
-        draft = _Draft(view, booked)
+        draft = _Draft(view, booked, world)
         return _keep(draft, refusal, world, now) if draft.held else _refuse(draft, refusal, now)
-    draft = _Draft(view, booked)
+    draft = _Draft(view, booked, world)
     kept, leaving = _sort_held(draft.held, request)
+    kept, others = sort_by_key(kept, view.uid, view.key, request.sharing_key, world.groups, world.shared)
+    leaving += others
+    if clash := clashes(view, kept, world):
+        return _keep(draft, port_conflict(clash), world, now)
     missing = _missing(request, kept, world)
     choices: list[Choice] = []
     if missing:
@@ -177,7 +199,12 @@ def _settle(
 ) -> Plan:
     """All that is asked for is at hand: hold it, let go what is not wanted, and show it."""
     view = draft.view
-    draft.actions += [_hold(view, request, choice) for choice in choices]
+    draft.actions += [_give(view, choice, request.ports, request.sharing_key) for choice in choices]
+    draft.actions += set_keys(request, kept)
+    draft.actions += set_ports(view, kept, world)
+    # What others have too is left once it is no longer shown: until then nobody else may have our ports of it.
+    later = [a for a in leaving if shown_by_others(view, a, world)]
+    leaving = [a for a in leaving if a not in later]
     draft.actions += [Leave(view.key, view.uid, a.id, a.address, "not asked for any more") for a in leaving]
     addresses, group = _in_order([*kept, *choices], request.families, world)
     fresh = draft.service is None or draft.service.state is ServiceState.PENDING
@@ -187,9 +214,10 @@ def _settle(
         view, addresses, group, _pool_type(view, group, world), condition_allocated(view, addresses, group, now)
     )
     draft.events += _warnings(view, request, addresses, group, world)
+    draft.events += apart(request, kept, world)
     draft.events += _allocated_events(view, addresses, group)
     draft.events += [_released_event([a]) for a in _gone(view, leaving, draft.reclaimable) if a not in addresses]
-    return _finish(draft, publication)
+    return _finish(draft, publication, again=bool(later))
 
 
 def _in_order(
@@ -217,24 +245,32 @@ def _gone(
     return [a.address for a in (*leaving, *late)]
 
 
-def _hold(view: ServiceView, request: Request, choice: Choice) -> Action:
+def _give(view: ServiceView, choice: Choice, ports: tuple[Port, ...], key: str | None, why: str = "") -> Action:
     if choice.allocation_id is not None:
-        return Reclaim(view.key, view.uid, choice.allocation_id, choice.address, request.ports, choice.group)
-    return Hold(view.key, view.uid, choice.address, choice.group, request.ports, choice.why)
+        return Reclaim(view.key, view.uid, choice.allocation_id, choice.address, ports, choice.group, key)
+    why = why or choice.why
+    if choice.joins and key is not None:
+        return Join(view.key, view.uid, choice.address, choice.group, key, ports, why)
+    return Hold(view.key, view.uid, choice.address, choice.group, ports, why, key)
 
 
 def _keep(draft: _Draft, refusal: Refused, world: World, now: datetime) -> Plan:
     """A Service that has addresses keeps them when its new wish cannot be read or met, and is told (A11).
 
-    A slip in an annotation must never take traffic away.
+    A slip in an annotation must never take traffic away. Only where its ports are now those of another on an address
+    that both have, it does not show that one: who had the port first must not be disturbed.
     """
     view = draft.view
     families = [f for name in view.ip_families for f in Family if f.value == name]
     addresses, group = _in_order(draft.held, families, world)
+    if clash := clashes(view, draft.held, world):
+        refusal = port_conflict(clash)
+        addresses = [a for a in addresses if a not in {obstacle.address for obstacle in clash}]
+    draft.actions += set_ports(view, draft.held, world)
     condition = condition_refused(view, refusal.reason, refusal.message, now)
     publication = publish_allocated(view, addresses, group, _pool_type(view, group, world), condition)
     draft.events += _refused_events(view, refusal)
-    return _finish(draft, publication, waiting=True)
+    return _finish(draft, publication, refusal)
 
 
 def _refuse(draft: _Draft, refusal: Refused, now: datetime, *, touch: bool = True) -> Plan:
@@ -245,13 +281,13 @@ def _refuse(draft: _Draft, refusal: Refused, now: datetime, *, touch: bool = Tru
         draft.actions.append(Refuse(view.key, view.uid, refusal.reason, refusal.message))
     if not touch:
         draft.events += [] if known else [EventNote("Warning", "AllocationFailed", _refusal_text(refusal))]
-        return _finish(draft, None, waiting=True)
+        return _finish(draft, None, refusal)
     draft.events += _refused_events(view, refusal)
     publication = publish_refused(view, condition_refused(view, refusal.reason, refusal.message, now))
-    return _finish(draft, publication, waiting=True)
+    return _finish(draft, publication, refusal)
 
 
-def _not_ours(view: ServiceView, booked: Booked, asks: Whose) -> Plan:
+def _not_ours(view: ServiceView, booked: Booked, asks: Whose, world: World) -> Plan:
     """Its addresses are released; what is ours on the object goes, nothing else is touched (A12, A18)."""
     service, actions = booked.service, _withdraw(booked, asks.value)
     mine = service is not None and service.uid == view.uid
@@ -263,10 +299,13 @@ def _not_ours(view: ServiceView, booked: Booked, asks: Whose) -> Plan:
         concerns_us = service is not None or branded(view) or current_condition(view) is not None or shows_ours
         ingress_is_ours = shows_ours or branded(view)
     publication = publish_withdrawn(view, ingress_is_ours=ingress_is_ours) if concerns_us else None
+    if mine and publication is not None and any(shown_by_others(view, a, world) for a in booked.held):
+        # Its ports of a shared address are another's to take only when it does not show them any more.
+        return Plan(view.key, (), publication, again=True)
     late = booked.reclaimable if publication is not None and branded(view) else ()
     gone = [*(booked.held if mine else ()), *(a for a in late if a.state is AllocationState.RELEASING)]
     events = (_released_event([a.address for a in gone]),) if gone else ()
-    return Plan(view.key, actions, publication, events)
+    return Plan(view.key, actions, publication, events, cleared=tuple(world.shared.follow(actions)))
 
 
 def _withdraw(booked: Booked, why: str) -> tuple[Action, ...]:
@@ -343,5 +382,17 @@ def _refused_events(view: ServiceView, refusal: Refused) -> list[EventNote]:
     return [EventNote("Warning", "AllocationFailed", _refusal_text(refusal))]
 
 
-def _finish(draft: _Draft, publication: Publication | None, *, waiting: bool = False) -> Plan:
-    return Plan(draft.view.key, tuple(draft.actions), publication, tuple(draft.events), waiting)
+def _finish(
+    draft: _Draft, publication: Publication | None, refusal: Refused | None = None, *, again: bool = False
+) -> Plan:
+    draft.follow()
+    return Plan(
+        draft.view.key,
+        tuple(draft.actions),
+        publication,
+        tuple(draft.events),
+        waiting=refusal is not None,
+        again=again,
+        obstacles=refusal.obstacles if refusal is not None else (),
+        cleared=tuple(draft.cleared),
+    )

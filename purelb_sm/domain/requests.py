@@ -11,6 +11,7 @@ from purelb_sm.domain.views import Port, ServiceKey, ServiceView
 from purelb_sm.errors import InvalidAddress, Reason, Refused
 
 PROTOCOLS = frozenset({"TCP", "UDP", "SCTP"})
+MAX_SHARING_KEY = 253
 
 
 class Whose(Enum):
@@ -29,6 +30,7 @@ class Request:
     `addresses` are particular addresses asked for; `group` the group asked for by name, None for the default;
     `multi_pool` whether it wants an address of each range, None: as the group says.
     `re_evaluate`: what it has is looked at anew too, as if it asked for the first time (A23).
+    `sharing_key` that under which it shares its addresses, None where it does not.
     """
 
     key: ServiceKey
@@ -40,6 +42,7 @@ class Request:
     ports: tuple[Port, ...]
     re_evaluate: bool = False
     multi_pool: bool | None = None
+    sharing_key: str | None = None
 
 
 def whose(view: ServiceView, load_balancer_class: str, default_class: bool) -> Whose:
@@ -67,12 +70,27 @@ def parse_request(view: ServiceView) -> Request:
         ports=_ports(view),
         re_evaluate=wants_re_evaluation(view),
         multi_pool=_multi_pool(view),
+        sharing_key=sharing_key(view),
     )
 
 
 def wants_re_evaluation(view: ServiceView) -> bool:
     """Whether its owner asks to have it planned anew, once (A23)."""
     return view.annotation(names.RE_EVALUATE) == "true"
+
+
+def sharing_key(view: ServiceView) -> str | None:
+    """`purelb.io/allow-shared-ip` (A15). An empty one, as templates leave behind, shares nothing. Raises Refused."""
+    text = view.annotation(names.ALLOW_SHARED_IP)
+    key = "" if text is None else text.strip()
+    if len(key) > MAX_SHARING_KEY:
+        why = f"is longer than {MAX_SHARING_KEY} characters"
+        raise Refused(Reason.INVALID_REQUEST, f"annotation {names.ALLOW_SHARED_IP} {why}")
+    if not key.isprintable():
+        # No database takes all of them, and nobody could see in what two such keys differ.
+        why = "has characters that cannot be printed"
+        raise Refused(Reason.INVALID_REQUEST, f"annotation {names.ALLOW_SHARED_IP} {why}")
+    return key or None
 
 
 def usable_ports(view: ServiceView) -> tuple[Port, ...]:

@@ -28,6 +28,10 @@ class Port(NamedTuple):
     name: str = ""
 
 
+PortKey = tuple[str, int]
+"""A port as it can be taken on an address: (protocol, number)."""
+
+
 class Ingress(NamedTuple):
     """One entry of `status.loadBalancer.ingress`, as it stands there."""
 

@@ -11,12 +11,12 @@ from datetime import datetime
 from purelb_sm.domain.addresses import Address, Family, family_of
 from purelb_sm.domain.book import BookedAllocation, BookedAnnouncement, BookedService
 from purelb_sm.domain.states import AllocationState, AnnouncementState, ServiceState
-from purelb_sm.domain.views import ServiceKey
+from purelb_sm.domain.views import PortKey, ServiceKey
 
 
 @dataclass(slots=True)
 class ServiceEntry:
-    """A row of `service`. `held`: ids of the allocations it is a member of now."""
+    """A row of `service`. `held`: ids of the allocations it is a member of now; `ports`: those that it has on each."""
 
     uid: str
     key: ServiceKey
@@ -27,6 +27,7 @@ class ServiceEntry:
     since: datetime
     observed_at: datetime
     held: set[int] = field(default_factory=set)
+    ports: dict[int, frozenset[PortKey]] = field(default_factory=dict)
     stored: bool = True
     changed: bool = False
 
@@ -50,15 +51,25 @@ class AllocationEntry:
     held_at: datetime
     quarantined_until: datetime | None = None
     released_at: datetime | None = None
+    sharing_key: str | None = None
     members: set[str] = field(default_factory=set)
     announced: bool = False
     counted: tuple[str, AllocationState] | None = None
     stored: bool = True
     changed: bool = False
 
-    def booked(self) -> BookedAllocation:
+    def booked(self, ports: frozenset[PortKey] | None = None) -> BookedAllocation:
+        """`ports` are those of the member that it is booked for."""
         return BookedAllocation(
-            self.id, self.address, self.group, self.claim, self.state, self.held_at, self.quarantined_until
+            self.id,
+            self.address,
+            self.group,
+            self.claim,
+            self.state,
+            self.held_at,
+            self.quarantined_until,
+            self.sharing_key,
+            ports,
         )
 
     def claimed_by(self) -> ServiceKey:

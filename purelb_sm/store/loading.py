@@ -15,8 +15,8 @@ from sqlalchemy import ColumnElement, Select, bindparam, exists, literal_column,
 from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.book import Booked
 from purelb_sm.domain.states import AllocationState, AnnouncementState, ServiceState
-from purelb_sm.domain.views import ServiceKey
-from purelb_sm.models import Allocation, Announcement, Membership, Service, table
+from purelb_sm.domain.views import PortKey, ServiceKey
+from purelb_sm.models import Allocation, Announcement, Membership, PortClaim, Service, table
 from purelb_sm.store.entries import AllocationEntry, AnnouncementEntry, ServiceEntry
 from purelb_sm.store.workspace import Workspace
 
@@ -26,6 +26,7 @@ CHUNK = 1000
 T = TypeVar("T")
 
 _S, _A, _M, _N = table(Service), table(Allocation), table(Membership), table(Announcement)
+_P = table(PortClaim)
 
 
 def literal(value: str) -> ColumnElement[Any]:
@@ -67,6 +68,9 @@ _HELD_BY = (
     .join(_M, (_M.c.allocation_id == _A.c.id) & _MEMBER)
     .where(_A.c.id.in_(select(_M.c.allocation_id).where(_M.c.service_uid.in_(_list("uids")), _MEMBER)))
 )
+_PORTS_OF = select(_P.c.allocation_id, _P.c.service_uid, _P.c.protocol, _P.c.port).where(
+    _P.c.allocation_id.in_(_list("ids")), _P.c.service_uid.in_(_list("uids")), _P.c.until_at.is_(None)
+)
 _MEMBERS_OF = select(_M.c.service_uid).where(_M.c.allocation_id.in_(_list("ids")), _MEMBER).distinct()
 _CLAIMED = ALLOCATIONS.where(_A.c.claim.in_(_list("claims")), NOT_RELEASED, _NOT_HELD).order_by(_A.c.id)
 _BY_ADDRESS = ALLOCATIONS.where(_A.c.address.in_(_list("addresses")), NOT_RELEASED)
@@ -82,6 +86,7 @@ def load(ws: Workspace, wanted: Mapping[ServiceKey, str | None]) -> dict[Service
     asking = [uid for key, uid in wanted.items() if uid and not (key in live and live[key].uid == uid)]
     former = {entry.uid: entry for entry in _by_uid(ws, asking) if entry.state is ServiceState.WITHDRAWN}
     load_held(ws, list(live.values()))
+    _load_ports(ws, live.values())
     reclaimable = _reclaimable(ws, wanted)
     return {
         key: _booked(ws, live.get(key), former.get(uid or ""), reclaimable.get(str(key), ()))
@@ -100,6 +105,19 @@ def load_held(ws: Workspace, services: Sequence[ServiceEntry]) -> None:
             service = ws.services.get(row.service_uid)
             if service is not None:
                 service.held.add(allocation.id)
+
+
+def _load_ports(ws: Workspace, services: Iterable[ServiceEntry]) -> None:
+    """The ports that these Services have, on each address that they hold."""
+    holding = [entry for entry in services if entry.held]
+    for some in chunks(holding):
+        numbers = sorted({number for entry in some for number in entry.held})
+        found: dict[tuple[str, int], set[PortKey]] = {}
+        for ids in chunks(numbers):
+            for row in ws.db.rows(_PORTS_OF, {"ids": ids, "uids": [entry.uid for entry in some]}):
+                found.setdefault((row.service_uid, row.allocation_id), set()).add((row.protocol, row.port))
+        for entry in some:
+            entry.ports = {number: frozenset(found.get((entry.uid, number), ())) for number in entry.held}
 
 
 def load_members(ws: Workspace, allocation_ids: Iterable[int]) -> list[ServiceEntry]:
@@ -184,7 +202,7 @@ def _booked(
     return Booked(
         service.booked() if service is not None else None,
         former.booked() if former is not None else None,
-        tuple(entry.booked() for entry in held),
+        tuple(entry.booked(service.ports.get(entry.id)) for entry in held) if service is not None else (),
         tuple(entry.booked() for entry in reclaimable),
     )
 
@@ -207,6 +225,7 @@ def _allocation(ws: Workspace, row: Any) -> AllocationEntry:
         )
         known.quarantined_until, known.released_at = row.quarantined_until, row.released_at
         known.counted = None if row.released_at is not None else (row.group_name, row.state)
+        known.sharing_key = row.sharing_key
     known.announced = bool(row.announced)
     return known
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import ParamSpec, TypeVar
 
@@ -12,11 +12,12 @@ from purelb_sm.domain.addresses import Address, AddressRange, Family
 from purelb_sm.domain.book import Booked, BookedAllocation, BookedService, Plan, Releasing
 from purelb_sm.domain.groups import Group, Pool
 from purelb_sm.domain.reports import NodeReport
+from purelb_sm.domain.sharing import SharedAddress
 from purelb_sm.domain.states import AllocationState, ServiceState
 from purelb_sm.domain.views import ServiceKey
 from purelb_sm.errors import InvalidGroup, StoreError
 from purelb_sm.models import Allocation, Service, table
-from purelb_sm.store import applying, counting, grouping, loading, releasing, reporting
+from purelb_sm.store import applying, counting, grouping, loading, releasing, reporting, sharing
 from purelb_sm.store.reporting import ReportOutcome
 from purelb_sm.store.workspace import Workspace
 
@@ -39,6 +40,14 @@ class Unit:
     def load(self, wanted: Mapping[ServiceKey, str | None]) -> dict[ServiceKey, Booked]:
         """What the book says of each key; with the uid that asks now, or None. Five statements for a batch."""
         return self._do(loading.load, self._ws, wanted)
+
+    def expect(self, plans: Iterable[Plan]) -> None:
+        """Loads what these plans are about to join. To be called once before they are applied."""
+        self._do(sharing.expect, self._ws, plans)
+
+    def shared(self) -> list[SharedAddress]:
+        """Every shared address that is not free, with its members and their ports, by address."""
+        return self._do(sharing.shared, self._ws)
 
     def apply(self, plan: Plan) -> None:
         """Fires the machines for each action. Written by table, many rows a statement, at the next query or commit.

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from purelb_sm.domain.addresses import Address, Family
 from purelb_sm.domain.book import BookedAnnouncement
+from purelb_sm.domain.sharing import port_keys
 from purelb_sm.domain.states import (
     BIRTH,
     HOLD,
@@ -24,7 +25,7 @@ from purelb_sm.domain.states import (
     ServiceState,
     ServiceTrigger,
 )
-from purelb_sm.domain.views import Port, ServiceKey
+from purelb_sm.domain.views import Port, PortKey, ServiceKey
 from purelb_sm.machines import ALLOCATION, ANNOUNCEMENT, SERVICE, fire
 from purelb_sm.models import Allocation, Announcement, Base, table
 from purelb_sm.store import writing
@@ -44,11 +45,15 @@ class Workspace:
         self.services: dict[str, ServiceEntry] = {}
         self.allocations: dict[int, AllocationEntry] = {}
         self.announcements: dict[AnnouncementKey, AnnouncementEntry] = {}
+        self.by_address: dict[Address, AllocationEntry] = {}
+        """Those that were held here, or loaded for who is to join them."""
         self.ledger = Ledger(term, now, actor)
         self.tally: Counter[tuple[str, Family, AllocationState]] = Counter()
         """By how much the counts of live allocations change, by group, family and state."""
         self._joins: dict[tuple[int, str], tuple[Port, ...]] = {}
         self._leaves: set[tuple[int, str]] = set()
+        self._opened: dict[tuple[int, str], frozenset[PortKey]] = {}
+        self._closed: dict[tuple[int, str], frozenset[PortKey]] = {}
         self._doubted: set[str] = set()
         self._ids: dict[str, int] = {}
 
@@ -79,16 +84,20 @@ class Workspace:
         entry.changed = True
         self._note_service(entry, trigger, fired.source, reason, node, details)
 
-    def hold(self, address: Address, group: str, key: ServiceKey, uid: str, reason: str) -> AllocationEntry:
+    def hold(
+        self, address: Address, group: str, key: ServiceKey, uid: str, reason: str, sharing_key: str | None
+    ) -> AllocationEntry:
         """A new row: the database refuses it at `flush` where the address is not free."""
         initial = AllocationState(ALLOCATION.initial)
         number = self.next_id(Allocation)
         entry = AllocationEntry(
             number, address, group, str(key), initial, self.now, self.now, stored=False, changed=True
         )
-        self.allocations[number] = entry
+        entry.sharing_key = sharing_key
+        self.allocations[number] = self.by_address[address] = entry
         self._count(entry)
-        self._note_allocation(entry, HOLD, None, key, uid, reason)
+        details = {} if sharing_key is None else {"sharingKey": sharing_key}
+        self._note_allocation(entry, HOLD, None, key, uid, reason, details)
         return entry
 
     def fire_allocation(
@@ -145,14 +154,22 @@ class Workspace:
         self._joins[(allocation.id, service.uid)] = ports
         allocation.members.add(service.uid)
         service.held.add(allocation.id)
+        service.ports[allocation.id] = port_keys(ports)
+
+    def set_ports(self, allocation: AllocationEntry, service: ServiceEntry, ports: frozenset[PortKey]) -> None:
+        """`service` has this address on these ports from now on. The caller has loaded those that it had."""
+        before, key = service.ports[allocation.id], (allocation.id, service.uid)
+        self._closed[key], self._opened[key] = before - ports, ports - before
+        service.ports[allocation.id] = ports
 
     def leave(self, allocation: AllocationEntry, service: ServiceEntry) -> None:
         """`service` has this address no more."""
-        if (allocation.id, service.uid) in self._joins:
+        if (allocation.id, service.uid) in self._joins or (allocation.id, service.uid) in self._opened:
             self.flush()
         self._leaves.add((allocation.id, service.uid))
         allocation.members.discard(service.uid)
         service.held.discard(allocation.id)
+        service.ports.pop(allocation.id, None)
 
     def doubt(self, nodes: Iterable[str]) -> None:
         """The next report of each of these nodes is compared as a whole, whatever its number says."""
@@ -164,8 +181,9 @@ class Workspace:
         """Writes all that is pending. Raises Clash where a constraint refuses it."""
         writing.write_services(self.db, self.cluster, self.services.values())
         writing.write_allocations(self.db, self.allocations.values())
-        writing.write_members(self.db, self.now, self._leaves, self._joins)
-        self._joins, self._leaves = {}, set()
+        writing.end_members(self.db, self.now, self._leaves, self._closed)
+        writing.begin_members(self.db, self.now, self._joins, self._opened)
+        self._joins, self._leaves, self._closed, self._opened = {}, set(), {}, {}
         self._flush_announcements()
         writing.write_doubts(self.db, self._doubted)
         self._doubted.clear()

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import bindparam, func, insert, select, update
 
 from purelb_sm.domain.states import ServiceState
-from purelb_sm.domain.views import Port
+from purelb_sm.domain.views import Port, PortKey
 from purelb_sm.models import (
     Allocation,
     Announcement,
@@ -43,6 +43,7 @@ _END_MEMBERSHIP, _END_PORT_CLAIM = (
     .where(t.c.until_at.is_(None))
     for t in (_M, _P)
 )
+_END_ONE_PORT_CLAIM = _END_PORT_CLAIM.where(_P.c.protocol == bindparam("protocol_"), _P.c.port == bindparam("port_"))
 _DOUBT = update(_R).where(_R.c.node == bindparam("node_"))
 
 
@@ -70,22 +71,42 @@ def write_allocations(db: Db, entries: Iterable[AllocationEntry]) -> None:
         entry.stored, entry.changed = True, False
 
 
-def write_members(
+def end_members(
     db: Db,
     now: datetime,
     leaves: Collection[tuple[int, str]],
-    joins: Mapping[tuple[int, str], tuple[Port, ...]],
+    closed: Mapping[tuple[int, str], Collection[PortKey]],
 ) -> None:
-    """Memberships, and the ports with them, by (allocation id, uid of the Service)."""
+    """Memberships that are over with all their ports, and single ports, by (allocation id, uid of the Service)."""
     ended = [{"allocation_": number, "service_": uid, "until_at": now} for number, uid in sorted(leaves)]
     db.many(_END_MEMBERSHIP, ended)
     db.many(_END_PORT_CLAIM, ended)
+    db.many(
+        _END_ONE_PORT_CLAIM,
+        [
+            {"allocation_": number, "service_": uid, "protocol_": protocol, "port_": port, "until_at": now}
+            for (number, uid), ports in closed.items()
+            for protocol, port in sorted(ports)
+        ],
+    )
+
+
+def begin_members(
+    db: Db,
+    now: datetime,
+    joins: Mapping[tuple[int, str], tuple[Port, ...]],
+    opened: Mapping[tuple[int, str], Collection[PortKey]],
+) -> None:
+    """New memberships with their ports, and new ports of those there are, by (allocation id, uid of the Service)."""
     members, ports = [], []
     for (number, uid), claims in joins.items():
         row = {"allocation_id": number, "service_uid": uid, "from_at": now}
         members.append(row)
         unique = dict.fromkeys((p.protocol, p.port) for p in claims)
         ports += [{**row, "protocol": protocol, "port": port} for protocol, port in unique]
+    for (number, uid), added in opened.items():
+        row = {"allocation_id": number, "service_uid": uid, "from_at": now}
+        ports += [{**row, "protocol": protocol, "port": port} for protocol, port in sorted(added)]
     db.many(_INSERT_MEMBERSHIP, members)
     db.many(_INSERT_PORT_CLAIM, ports)
 
@@ -136,6 +157,8 @@ def _service_row(entry: ServiceEntry, cluster: str) -> dict[str, Any]:
 def _allocation_change(entry: AllocationEntry) -> dict[str, Any]:
     return {
         "group_name": entry.group,
+        "claim": entry.claim,
+        "sharing_key": entry.sharing_key,
         "state": entry.state,
         "since": entry.since,
         "quarantined_until": entry.quarantined_until,
@@ -150,7 +173,6 @@ def _allocation_row(entry: AllocationEntry) -> dict[str, Any]:
         "address_text": str(entry.address),
         "family": entry.family,
         "group_name": entry.group,
-        "claim": entry.claim,
         "held_at": entry.held_at,
         **_allocation_change(entry),
     }
