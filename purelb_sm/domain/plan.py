@@ -357,8 +357,10 @@ def _warnings(
         why = world.bindings.ambiguity(view.key.namespace) if request.group is None else ""
         return [EventNote("Warning", "ConfigurationWarning", f"{why}, so pool {group} is used")] if why else []
     notes = []
-    if request.group is not None and request.group != group:
-        text = f"the requested address belongs to pool {group}, so pool {request.group} is not used"
+    if request.group is not None:
+        # PureLB warns of any group beside an address: what decides is the address, also where the two agree by chance.
+        unused = f", so pool {request.group} is not used" if request.group != group else ""
+        text = f"the requested address decides, not the annotation {names.SERVICE_GROUP}: it is of pool {group}{unused}"
         notes.append(EventNote("Warning", "ConfigurationWarning", text))
     if view.annotation(names.ADDRESSES) is None:
         text = f"spec.loadBalancerIP is deprecated: use the annotation {names.ADDRESSES}"
