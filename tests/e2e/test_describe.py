@@ -143,7 +143,7 @@ def common(name: str, group: str, address: str, *, policy: str = "Cluster") -> d
     }
 
 
-def annotations(group: str, *, asked: bool = True, local: bool = True) -> list[str]:
+def branded(group: str, *, asked: bool = True, local: bool = True) -> list[str]:
     """In the order in which kubectl sorts them. `pool-type` is PureLB's, of later than the page."""
     return [
         "purelb.io/allocated-by: PureLB",
@@ -260,7 +260,7 @@ async def expose_with_the_default_group(page: Page) -> None:
     )
     shown = await page.describe("echoserver-service", "IPAllocated", "AnnouncingLocal")
     wanted = common("echoserver-service", "default", "172.30.250.53")
-    wanted |= {"Annotations": annotations("default", asked=False), "Endpoints": ["<none>"]}
+    wanted |= {"Annotations": branded("default", asked=False), "Endpoints": ["<none>"]}
     compare(shown, wanted, [allocated("172.30.250.53", "default"), announced_locally("172.30.250.53")])
     said = re.search(rf"({NODE}), {NODE_INTERFACE}", shown["Annotations"][2])
     assert said is not None
@@ -274,7 +274,7 @@ async def a_group_is_asked_for(page: Page) -> None:
     wanted = common("servicetest", "localaddr", "172.30.250.100")
     wanted["Endpoints"] = [r"10\.129\.1\.70:8080,10\.129\.1\.71:8080,10\.129\.1\.72:8080"]
     # kubectl apply leaves its own annotation; describe does not show that one.
-    wanted["Annotations"] = annotations("localaddr")
+    wanted["Annotations"] = branded("localaddr")
     compare(shown, wanted, [allocated("172.30.250.100", "localaddr"), announced_locally("172.30.250.100")])
 
 
@@ -283,7 +283,7 @@ async def an_address_is_asked_for(page: Page) -> None:
     address, nodes = "172.31.1.225", page.sandbox.nodes
     shown = await page.describe("specificaddress", "IPAllocated", *["AnnouncingNonLocal"] * len(nodes))
     wanted = common("specificaddress", "virtualsub", address)
-    wanted |= {"Annotations": annotations("virtualsub", local=False), "Desired LoadBalancer IP": [re.escape(address)]}
+    wanted |= {"Annotations": branded("virtualsub", local=False), "Desired LoadBalancer IP": [re.escape(address)]}
     kinds = ("ConfigurationWarning", "DeprecationWarning")
     warnings = [event("Warning", kind, "purelb-allocator", ".*") for kind in kinds]
     events = [allocated(address, "virtualsub"), *(announced_by(node, address) for node in nodes), *warnings]
@@ -295,7 +295,7 @@ async def nodes_with_endpoints_only(page: Page) -> None:
     await page.apply(ENDPOINTS)
     shown = await page.describe("endpoints", "IPAllocated", "AnnouncingNonLocal", "AnnouncingNonLocal")
     wanted = common("endpoints", "virtualsub", "172.31.1.0", policy="Local")
-    wanted |= {"Annotations": annotations("virtualsub", local=False), "HealthCheck NodePort": [PORT]}
+    wanted |= {"Annotations": branded("virtualsub", local=False), "HealthCheck NodePort": [PORT]}
     wanted["Endpoints"] = [r"10\.129\.1\.70:8080,10\.129\.1\.71:8080"]
     announced = [announced_by(node, "172.31.1.0") for node in ("node1", "node3")]
     compare(shown, wanted, [allocated("172.31.1.0", "virtualsub"), *announced])
