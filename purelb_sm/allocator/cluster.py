@@ -44,6 +44,9 @@ class KubeCluster:
     def group(self, name: str) -> ObjectView | None:
         return self._groups.get((self._namespace, name))
 
+    def tell_object(self, view: ObjectView, note: EventNote) -> None:
+        self._recorder.object(view, note)
+
     async def tell_group(self, notice: GroupNotice) -> None:
         """Writes the group's status, conditional on the version looked at, then its Events. Raises KubeError."""
         view = notice.view

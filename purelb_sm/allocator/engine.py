@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import structlog
 
-from purelb_sm.domain.addresses import Address
+from purelb_sm.domain.addresses import Address, Network
 from purelb_sm.domain.book import Plan, Releasing
 from purelb_sm.domain.choose import World
 from purelb_sm.domain.freespace import FreeSpace
 from purelb_sm.domain.groups import DEFAULT_QUARANTINE_S, Group, accept_groups, parse_group
 from purelb_sm.domain.plan import plan
+from purelb_sm.domain.ranges import NOWHERE, Reach
 from purelb_sm.domain.release import may_confirm
 from purelb_sm.domain.reports import NodeReport
 from purelb_sm.domain.sharing import Shared
@@ -103,6 +104,7 @@ class Engine:
         self._groups: dict[str, Group] = {}
         self._refused: dict[str, InvalidGroup] = {}
         self._world: World | None = None
+        self._reach = NOWHERE
         self._usage = Usage({}, {})
         self._touched: set[str] = set()
         self._incarnations = Incarnations()
@@ -136,6 +138,15 @@ class Engine:
             self._world = None
         return GroupVerdicts(accepted, refused, changed)
 
+    def set_reach(self, subnets: frozenset[Network]) -> bool:
+        """Where the live nodes are (A24). True where that is news."""
+        if subnets == self._reach.subnets:
+            return False
+        self._reach = Reach(subnets)
+        if self._world is not None:
+            self._world = replace(self._world, reach=self._reach)
+        return True
+
     def _ready_world(self, unit: Unit) -> World:
         """The world to plan in, its free space rebuilt from the book where it may be wrong."""
         if self._world is None:
@@ -148,6 +159,7 @@ class Engine:
                 self._class,
                 self._default_class,
                 shared=Shared(unit.shared()),
+                reach=self._reach,
             )
             self._touched |= self._usage.groups() | set(self._groups) | set(self._refused)
             self._usage = Usage(unit.live_counts(), unit.orphans(free.ranges()))

@@ -74,7 +74,7 @@ def group_notice(
 
 
 def _events(accepted: Group | None, refused: InvalidGroup | None, ready: tuple[str, str, str]) -> tuple[EventNote, ...]:
-    warnings = accepted.warnings if accepted else ()
+    warnings = (*accepted.warnings, *([accepted.conflict] if accepted.conflict else [])) if accepted else ()
     return (
         EventNote("Warning" if refused else "Normal", ready[1], ready[2]),
         *(EventNote("Warning", "ConfigurationWarning", text) for text in warnings),
@@ -147,7 +147,8 @@ def _of_type(conditions: list[dict[str, Any]], type_: str) -> dict[str, Any] | N
 def _summary(group: Group) -> str:
     shown = ", ".join(str(pool.range) for pool in group.pools[:4])
     more = f" and {len(group.pools) - 4} more" if len(group.pools) > 4 else ""
-    return f"{group.pool_type.value} addresses from {shown}{more}"
+    conflict = f"; but {group.conflict}" if group.conflict else ""
+    return f"{group.pool_type.value} addresses from {shown}{more}{conflict}"
 
 
 def _conditions(status: Mapping[str, Any]) -> list[dict[str, Any]]:

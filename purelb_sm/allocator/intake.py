@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import count
 from typing import Any
 
 import structlog
 
 from purelb_sm.domain import names
-from purelb_sm.domain.addresses import Address
+from purelb_sm.domain.addresses import Address, Network
+from purelb_sm.domain.election import parse_subnets
 from purelb_sm.domain.publication import branded, current_condition
 from purelb_sm.domain.reports import NodeReport, join_slices, slice_name
 from purelb_sm.domain.views import LeaseView, NodeView, ObjectView, ServiceKey, ServiceView
@@ -34,16 +36,18 @@ class Intake:
     """The reflectors, and what they say has changed since it was last asked."""
 
     def __init__(self, client: KubeClient, install_namespace: str) -> None:
-        self._namespace = install_namespace
+        self.namespace = install_namespace
         self.queue = WorkQueue()
         self.services = Reflector(client, objects.SERVICE)
-        self.groups = Reflector(client, objects.SERVICE_GROUP, namespace=install_namespace)
+        # Those of all namespaces: one that is in the wrong place is ignored, and not in silence.
+        self.groups = Reflector(client, objects.SERVICE_GROUP)
         self.announcements = Reflector(client, objects.NODE_ANNOUNCEMENT, namespace=install_namespace)
         self.leases = Reflector(client, objects.LEASE, namespace=install_namespace)
         self.nodes = Reflector(client, objects.NODE)
         self.liveness = Liveness(self.leases)
         self.groups_changed = asyncio.Event()
         self.nodes_changed = asyncio.Event()
+        self.subnets_changed = asyncio.Event()
         self.releases_wanted = asyncio.Event()
         self.reporting: set[str] = set()
         self._heard: set[str] = set()
@@ -82,6 +86,7 @@ class Intake:
         self._leading = True
         self.groups_changed.set()
         self.nodes_changed.set()
+        self.subnets_changed.set()
         self.releases_wanted.set()
         self.reporting = set(self._heard)
 
@@ -104,6 +109,22 @@ class Intake:
             if _concerns_us(view):
                 (showing if view.ingress and branded(view) else asking).append(key)
         return showing, asking
+
+    def group_views(self) -> tuple[list[ObjectView], list[ObjectView]]:
+        """The ServiceGroups of the install namespace, and those elsewhere."""
+        ours: list[ObjectView] = []
+        strangers: list[ObjectView] = []
+        for view in self.groups.items().values():
+            (ours if view.namespace == self.namespace else strangers).append(view)
+        return ours, strangers
+
+    def live_subnets(self) -> frozenset[Network]:
+        """The subnets that the Leases of the live nodes name."""
+        found: set[Network] = set()
+        for node in self.liveness.live():
+            lease = self.leases.get((self.namespace, names.NODE_LEASE_PREFIX + node))
+            found |= _subnets(lease.annotations.get(names.SUBNETS, "")) if lease else frozenset()
+        return frozenset(found)
 
     def shows(self, key: ServiceKey, address: Address) -> bool:
         """Whether the Service's status, as last seen, has this address; one that cannot be read may have any."""
@@ -143,7 +164,7 @@ class Intake:
         """The node's object and its further slices, by name: no look at the objects of all other nodes."""
         for index in count():
             name = node if index == 0 else slice_name(node, index)
-            view = self.announcements.get((self._namespace, name))
+            view = self.announcements.get((self.namespace, name))
             if view is None:
                 return
             yield view
@@ -178,6 +199,8 @@ class Intake:
         """A node is heard when its Lease moves under our eyes: not by being found in the first list."""
         if new is None or not new.name.startswith(names.NODE_LEASE_PREFIX):
             return
+        if old is not None and old.annotations.get(names.SUBNETS) != new.annotations.get(names.SUBNETS):
+            self.subnets_changed.set()
         node = new.name.removeprefix(names.NODE_LEASE_PREFIX)
         if node not in self._heard and (change is Change.MODIFIED or self.leases.synced.is_set()):
             self._heard.add(node)
@@ -195,6 +218,12 @@ class Intake:
         self._gone -= joined
         self._heard -= left
         self.nodes_changed.set()
+        self.subnets_changed.set()
+
+
+@lru_cache(maxsize=4096)
+def _subnets(text: str) -> frozenset[Network]:
+    return parse_subnets(text)
 
 
 def _node_of(view: ObjectView) -> str:

@@ -20,6 +20,7 @@ from purelb_sm.allocator.engine import Engine
 from purelb_sm.allocator.intake import Intake
 from purelb_sm.allocator.metrics import AllocatorMetrics
 from purelb_sm.allocator.publisher import Publisher
+from purelb_sm.allocator.scope import OutOfScope
 from purelb_sm.allocator.teller import GroupTeller
 from purelb_sm.allocator.thread import BookThread
 from purelb_sm.domain.addresses import Address
@@ -76,12 +77,14 @@ class Leading:
             taken_off=lambda _: intake.releases_wanted.set(),
         )
         self._teller = GroupTeller(cluster, self._usage, metrics, clock)
+        self._out_of_scope = OutOfScope(cluster, intake.namespace)
         self._planning = asyncio.Lock()
 
     async def run(self) -> None:
         """Looks at everything once, then at what changes."""
         self._intake.lead()
         await self._insist(self._set_groups)
+        await self._insist(self._set_reach)
         showing, asking = self._intake.relevant()
         booked = await self._insist(lambda: self._thread.call(self._engine.live_keys))
         known = set(showing) | set(asking)
@@ -102,6 +105,7 @@ class Leading:
             group.create_task(self._services())
             group.create_task(self._groups())
             group.create_task(self._nodes())
+            group.create_task(self._subnets())
             group.create_task(self._releases())
             group.create_task(self._heads())
 
@@ -249,7 +253,8 @@ class Leading:
     async def _set_groups(self) -> bool:
         """Takes the groups as they are now; True where plans may come out differently."""
         self._intake.groups_changed.clear()
-        views = list(self._intake.groups.items().values())
+        views, strangers = self._intake.group_views()
+        self._metrics.out_of_scope.set(self._out_of_scope.tell(strangers))
         verdicts = await self._thread.call(self._engine.set_groups, views)
         self._teller.tell(views, verdicts)
         return verdicts.changed
@@ -265,6 +270,18 @@ class Leading:
             self._intake.queue.add(key)
 
     # Nodes.
+
+    async def _subnets(self) -> None:
+        while True:
+            await self._intake.subnets_changed.wait()
+            if await self._insist(self._set_reach):
+                for key in self._waiting:
+                    self._intake.queue.add(key)
+
+    async def _set_reach(self) -> bool:
+        """Takes the subnets of the live nodes as they are now; True where those who wait may be served by it."""
+        self._intake.subnets_changed.clear()
+        return await self._thread.call(self._engine.set_reach, self._intake.live_subnets())
 
     async def _nodes(self) -> None:
         while True:

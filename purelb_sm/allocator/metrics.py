@@ -34,6 +34,9 @@ class AllocatorMetrics:
             ["pool", "family"],
             registry=r,
         )
+        self.out_of_scope = Gauge(
+            "purelb_servicegroups_out_of_scope", "Groups outside the install namespace, which are ignored", registry=r
+        )
         self.rejected = Counter("purelb_allocation_rejected", "Services refused", ["reason"], registry=r)
         self.allocated = Counter("purelb_allocator_addresses_held", "Addresses given", registry=r)
         self.leading = Gauge("purelb_allocator_leading", "1 while this allocator leads", registry=r)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import pairwise
@@ -26,7 +26,7 @@ from purelb_sm.domain.addresses import (
 )
 from purelb_sm.domain.durations import parse_duration_s
 from purelb_sm.domain.fields import read_flag, read_list, read_mapping, read_text
-from purelb_sm.domain.namespaces import FOR_ALL, NamespaceRule, parse_namespace_rule
+from purelb_sm.domain.namespaces import FOR_ALL, Bindings, NamespaceRule, parse_namespace_rule
 from purelb_sm.domain.views import ObjectView
 from purelb_sm.errors import InvalidAddress, InvalidGroup
 
@@ -65,6 +65,7 @@ class Group:
     node has the subnet. `quarantine_s` is how long a released address is kept from other claims. `multi_pool` gives a
     Service one address from each range, `balance_pools` one from the range with the fewest in use; never both.
     `shares_across_namespaces`: a sharing key means the same in every namespace (A15).
+    `conflict` is what it and other groups leave open between them, in a sentence.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Group:
     balance_pools: bool = False
     rule: NamespaceRule = FOR_ALL
     shares_across_namespaces: bool = False
+    conflict: str = ""
     warnings: tuple[str, ...] = ()
 
     def pools_of(self, family: Family) -> tuple[Pool, ...]:
@@ -145,7 +147,9 @@ def accept_groups(
             refused[group.name] = InvalidGroup(
                 "spec", str(mine.range), f"overlaps {theirs.range} of ServiceGroup {other}"
             )
-    return accepted, refused
+    conflicts = Bindings(accepted).conflicts()
+    told = {name: replace(group, conflict=conflicts.get(name, "")) for name, group in accepted.items()}
+    return told, refused
 
 
 class _Taken:

@@ -147,6 +147,23 @@ REFUSED = [
     (SERVICE_GROUPS, {"local": {"v4pools": [{"pool": "172.30.250.53/32"}]}}, "subnet: Required value"),
     (SERVICE_GROUPS, {"local": {"v4pools": "172.30.250.0/24"}}, 'must be of type array: "string"'),
     (SERVICE_GROUPS, {"local": {"announce": "somehow"}}, 'announce: Unsupported value: "somehow"'),
+    *(
+        (resource, {"local": {"v4pools": [POOL]}, **fields}, sentence)
+        for resource in (SERVICE_GROUPS, V1_GROUPS)
+        for fields, sentence in (
+            ({"enforceNamespaces": True}, "enforceNamespaces needs namespaces, without them it would enforce nothing"),
+            ({"enforceNamespaces": True, "namespaces": []}, "enforceNamespaces needs namespaces"),
+            ({"namespaceDefault": True}, "namespaceDefault needs namespaces, without them it is the default of none"),
+            ({"namespaces": ["Upper"]}, "namespaces[0]: Invalid value"),
+            ({"namespaces": ["a" * 64]}, "namespaces[0]: Too long"),
+            ({"maxPerNamespace": 0}, "greater than or equal to 1"),
+            ({"maxPerNamespace": "3"}, "maxPerNamespace: Invalid value"),
+        )
+    ),
+    *(
+        (resource, {kind: {"v4pools": [POOL], "multiPool": True, "balancePools": True}}, "cannot go together")
+        for resource, kind in ((SERVICE_GROUPS, "local"), (SERVICE_GROUPS, "remote"), (V1_GROUPS, "local"))
+    ),
 ]
 
 
@@ -169,6 +186,9 @@ TAKEN = [
     {"local": {"v4pools": [POOL], "quarantine": "soon"}},
     {"local": {}},
     {"external": {"provider": "somebody"}},
+    {"local": {"v4pools": [POOL]}, "namespaces": ["a", "a"], "enforceNamespaces": True, "namespaceDefault": True},
+    {"local": {"v4pools": [POOL]}, "namespaces": [], "enforceNamespaces": False, "maxPerNamespace": 1},
+    {"local": {"v4pools": [POOL], "multiPool": True, "balancePools": False}},
 ]
 
 
@@ -237,9 +257,9 @@ async def test_fields_that_we_do_not_know_are_named_by_kubectl_instead_of_ignore
     manifest = (
         "apiVersion: purelb.io/v2\nkind: ServiceGroup\n"
         f"metadata: {{name: one, namespace: {NS}}}\n"
-        f"spec: {{enforceNamespaces: true, local: {{v4pools: [{{subnet: 10.0.0.0/24, pool: 10.0.0.0/24}}]}}}}\n"
+        f"spec: {{enforceEverything: true, local: {{v4pools: [{{subnet: 10.0.0.0/24, pool: 10.0.0.0/24}}]}}}}\n"
     )
-    with pytest.raises(AssertionError, match=r'unknown field "spec\.enforceNamespaces"'):
+    with pytest.raises(AssertionError, match=r'unknown field "spec\.enforceEverything"'):
         await api.kubectl("apply", "-f", "-", stdin=manifest)
 
 

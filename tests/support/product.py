@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ import yaml
 from aiohttp import web
 
 from purelb_sm.allocator.app import Allocator
+from purelb_sm.domain import names
 from purelb_sm.domain.reports import NodeReport, ReportedAddress, ReportedTransition, render_report
 from purelb_sm.domain.states import AnnouncementState, AnnouncementTrigger
 from purelb_sm.kube.client import KubeClient
@@ -51,11 +52,23 @@ def local_group(*pools: str, name: str = "default", quarantine: str = "0s", kind
     }
 
 
+def group_object(name: str, spec: JSON, namespace: str = "purelb-system") -> JSON:
+    metadata = {"name": name, "namespace": namespace}
+    return {"apiVersion": "purelb.io/v2", "kind": "ServiceGroup", "metadata": metadata, "spec": spec}
+
+
+def key_of(name: str) -> tuple[str, str]:
+    """(namespace, name) of `namespace/name`, or of a name alone."""
+    namespace, _, bare = name.rpartition("/")
+    return namespace or NAMESPACE, bare
+
+
 def service_object(name: str = "echo", *, annotations: dict[str, str] | None = None, **spec: Any) -> JSON:
+    namespace, bare = key_of(name)
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": name, "namespace": NAMESPACE, "annotations": annotations or {}},
+        "metadata": {"name": bare, "namespace": namespace, "annotations": annotations or {}},
         "spec": {"type": "LoadBalancer", "ports": [{"port": 80}], **spec},
     }
 
@@ -74,17 +87,20 @@ class Cluster:
         return self.server.create(obj)
 
     def service(self, name: str = "echo") -> JSON:
-        found = self.server.get("v1", "Service", name, NAMESPACE)
+        namespace, bare = key_of(name)
+        found = self.server.get("v1", "Service", bare, namespace)
         assert found is not None, f"no Service {name}"
         return found
 
     def delete_service(self, name: str = "echo") -> None:
-        self.server.delete("v1", "Service", name, NAMESPACE)
+        namespace, bare = key_of(name)
+        self.server.delete("v1", "Service", bare, namespace)
 
     async def patch_service(self, name: str, patch: JSON) -> None:
         from purelb_sm.kube.client import MERGE_PATCH
 
-        path = f"/api/v1/namespaces/{NAMESPACE}/services/{name}"
+        namespace, bare = key_of(name)
+        path = f"/api/v1/namespaces/{namespace}/services/{bare}"
         await self.client.request("PATCH", path, body=patch, content_type=MERGE_PATCH)
 
     def shown(self, name: str = "echo") -> list[str]:
@@ -120,11 +136,13 @@ def _served(server: ApiServer, kind: str) -> bool:
 
 
 @asynccontextmanager
-async def a_cluster(tmp_path: Path, *groups: JSON, **more: Any) -> AsyncIterator[Cluster]:
+async def a_cluster(
+    tmp_path: Path, *groups: JSON, namespaces: Sequence[str] = (), **more: Any
+) -> AsyncIterator[Cluster]:
     server = ApiServer(**more)
     for document in crds():
         server.create(document)
-    for namespace in ("purelb-system", NAMESPACE):
+    for namespace in ("purelb-system", NAMESPACE, *namespaces):
         server.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
     # A definition is established a moment after it was taken, as on a real server.
     await eventually(lambda: _served(server, "ServiceGroup") and _served(server, "NodeAnnouncement"))
@@ -213,11 +231,12 @@ class PlayedNode:
 
 
 @asynccontextmanager
-async def a_node(cluster: Cluster, name: str = "node1") -> AsyncIterator[PlayedNode]:
-    """A node that is alive while the block runs; afterwards its Lease stays, and lapses."""
+async def a_node(cluster: Cluster, name: str = "node1", *subnets: str) -> AsyncIterator[PlayedNode]:
+    """A node in these subnets that is alive while the block runs; afterwards its Lease stays, and lapses."""
     if cluster.server.get("v1", "Node", name) is None:
         cluster.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
     lease = HeldLease(cluster.client, name, duration_s=2.0, renew_s=0.5)
+    lease.set_annotations({names.SUBNETS: ",".join(subnets)} if subnets else {})
     await lease.renew()
     task = asyncio.create_task(lease.run())
     now = datetime.now(UTC)
