@@ -44,6 +44,9 @@ class AllocatorSettings(ClusterSettings):
     leader_retry_s: float = Field(2.0, gt=0, description="pause between tries to take or renew leadership")
     batch_max: int = Field(500, ge=1, le=5000, description="Services planned and committed in one transaction, at most")
     publish_concurrency: int = Field(24, ge=1, le=256, description="status writes under way at once")
+    reservations_poll_s: float = Field(
+        5.0, ge=0.05, description="while nothing else happens, changed reservations are looked for this often"
+    )
     settle_s: float = Field(
         3.0,
         ge=0,

@@ -120,6 +120,7 @@ class Allocator:
             self.metrics,
             batch_max=settings.batch_max,
             publish_concurrency=settings.publish_concurrency,
+            reservations_poll_s=settings.reservations_poll_s,
             clock=self._clock,
             show_head=self._show_head,
         )

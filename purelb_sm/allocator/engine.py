@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from purelb_sm.allocator.keeping import Keeping
 from purelb_sm.domain.addresses import Address, Network
 from purelb_sm.domain.book import Plan, Releasing
 from purelb_sm.domain.choose import World
@@ -32,6 +33,8 @@ from purelb_sm.store import Book, ReportOutcome, Unit
 log = structlog.get_logger(__name__)
 
 RELEASES_AT_ONCE = 500
+OPENED_AT_ONCE = 500
+"""Of the addresses that come free when a reservation ends, so many are offered first to those who wait."""
 PAST_STARTS = 16
 """So many former starts of a node's agent are remembered."""
 
@@ -47,10 +50,18 @@ class GroupVerdicts:
 
 @dataclass(slots=True)
 class ReleasePass:
-    """What one look at the releases did. `again_at`: when time alone may confirm or free one more."""
+    """What one look at the releases and reservations did. `again_at`: when time alone may free one more.
+
+    claims    for whom addresses that came free are reserved
+    unlocked  reservations changed: those who wait may be served now
+    ended     so many reservations were over
+    """
 
     confirmed: int = 0
     freed: list[Address] = field(default_factory=list)
+    claims: list[ServiceKey] = field(default_factory=list)
+    unlocked: bool = False
+    ended: bool = False
     waits_for: dict[Address, str] = field(default_factory=dict)
     again_at: datetime | None = None
 
@@ -107,6 +118,7 @@ class Engine:
         self._reach = NOWHERE
         self._usage = Usage({}, {})
         self._touched: set[str] = set()
+        self._keeping = Keeping()
         self._incarnations = Incarnations()
 
     # Groups.
@@ -149,10 +161,12 @@ class Engine:
 
     def _ready_world(self, unit: Unit) -> World:
         """The world to plan in, its free space rebuilt from the book where it may be wrong."""
-        if self._world is None:
+        keeping, world = self._keeping, self._world
+        moved = keeping.read(unit)
+        if world is None:
             free = FreeSpace(self._groups)
             free.take_all(unit.held_addresses(free.ranges()))
-            self._world = World(
+            world = World(
                 self._groups,
                 free,
                 _texts(self._refused),
@@ -164,6 +178,11 @@ class Engine:
             self._touched |= self._usage.groups() | set(self._groups) | set(self._refused)
             self._usage = Usage(unit.live_counts(), unit.orphans(free.ranges()))
             self._touched |= self._usage.groups()
+        elif not moved:
+            return world
+        world.free.reserve(keeping.closed)
+        self._touched |= set(self._groups)
+        self._world = replace(world, reservations=keeping.reservations)
         return self._world
 
     def take_usage(self) -> dict[str, GroupUsage]:
@@ -175,6 +194,11 @@ class Engine:
         found = {name: self._usage.of(name, world.free) for name in self._touched}
         self._touched.clear()
         return found
+
+    def _doubt(self) -> None:
+        """A commit without an answer may have been kept: what is free and what is reserved is asked anew."""
+        self._world = None
+        self._keeping.forget()
 
     # Services.
 
@@ -211,7 +235,7 @@ class Engine:
                 if acting:
                     unit.commit()
         except BaseException:
-            self._world = None
+            self._doubt()
             raise
         self._touched |= self._usage.move(unit.tally)
         return plans
@@ -224,6 +248,15 @@ class Engine:
     def any_free(self, addresses: Collection[Address]) -> bool:
         """Whether one of these may be had; True where that is not known without asking the book."""
         return self._world is None or any(self._world.free.is_free(address) for address in addresses)
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether reservations are known to have changed, and `release_pass` has not looked at that yet."""
+        return self._keeping.unsettled
+
+    def reservations_changed(self) -> bool:
+        """Asks the book whether reservations have changed, from outside, since they were last read (A26)."""
+        return self.unsettled or self._keeping.is_old(self._book.reservations_count())
 
     def waiting_keys(self, limit: int) -> list[ServiceKey]:
         """Pending Services, the longest waiting first (A29)."""
@@ -265,11 +298,15 @@ class Engine:
     # Releases.
 
     def release_pass(self, shows: Callable[[ServiceKey, Address], bool], nodes: Collection[str] | None) -> ReleasePass:
-        """Confirms what nothing shows any more, and frees what has been in quarantine long enough (B5, A21)."""
+        """Confirms what nothing shows any more, and frees what has been in quarantine long enough (B5, A21), or was
+        reserved until now (A26)."""
         now = self._clock()
         done = ReleasePass()
         try:
             with self._book.transaction(self.term, now) as unit:
+                if self._keeping.is_old(unit.reservations_count):
+                    self._ready_world(unit)
+                done.ended = self._keeping.end_due(unit, now)
                 last = 0
                 while page := unit.releasing(RELEASES_AT_ONCE, last):
                     for releasing in page:
@@ -277,11 +314,10 @@ class Engine:
                     last = page[-1].allocation.id
                 done.freed = [allocation.address for allocation in unit.expire(RELEASES_AT_ONCE, nodes)]
                 done.not_before(unit.next_expiry(nodes))
-                if done.confirmed or done.freed:
+                if done.confirmed or done.freed or done.ended:
                     unit.commit()
         except BaseException:
-            # A commit without an answer may have been kept: what is free is asked anew.
-            self._world = None
+            self._doubt()
             raise
         self._touched |= self._usage.move(unit.tally)
         self._usage.release(done.freed)
@@ -290,7 +326,25 @@ class Engine:
             for address in done.freed:
                 self._world.free.give_back(address)
                 self._world.shared.forget(address)
+        self._settle(done)
         return done
+
+    def _settle(self, done: ReleasePass) -> None:
+        """Opens what is reserved no more, and says for whom of those who wait something is reserved."""
+        keeping = self._keeping
+        if keeping.unsettled:
+            keeping.settled()
+            done.unlocked = True
+            if self._world is not None:
+                opened = self._world.free.lift_except(keeping.reservations.ranges, OPENED_AT_ONCE)
+                self._world = replace(self._world, reservations=keeping.reservations)
+                self._touched |= set(self._groups)
+                done.freed += [address for address in opened if address not in done.freed]
+        for address in done.freed:
+            reserved = keeping.reservations.at(address)
+            if reserved is not None and reserved.claim is not None:
+                done.claims.append(ServiceKey(*reserved.claim.split("/", 1)))
+        done.not_before(keeping.reservations.next_end())
 
     def _judge(
         self,

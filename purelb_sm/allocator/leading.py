@@ -55,6 +55,7 @@ class Leading:
         *,
         batch_max: int,
         publish_concurrency: int,
+        reservations_poll_s: float,
         clock: Callable[[], datetime],
         show_head: Callable[[tuple[int, str]], None],
     ) -> None:
@@ -63,6 +64,7 @@ class Leading:
         self._intake = intake
         self._metrics = metrics
         self._batch_max = batch_max
+        self._reservations_poll_s = reservations_poll_s
         self._clock = clock
         self._show_head = show_head
         self._head_moved = asyncio.Event()
@@ -108,6 +110,7 @@ class Leading:
             group.create_task(self._subnets())
             group.create_task(self._releases())
             group.create_task(self._heads())
+            group.create_task(self._reservations())
 
     async def _insist(self, work: Callable[[], Awaitable[T]]) -> T:
         """Does `work`, again and again while the database is away or the work fails otherwise."""
@@ -186,6 +189,8 @@ class Leading:
         with self._metrics.commit.time():
             plans = await self._thread.call(self._engine.plan_batch, views)
         self._metrics.batch.observe(len(keys))
+        if self._engine.unsettled:
+            self._intake.releases_wanted.set()
         shown: list[tuple[Plan, ServiceView]] = []
         for key in set(views).difference(made.key for made in plans):
             self._metrics.plans_failed.inc()
@@ -332,10 +337,20 @@ class Leading:
             done = await self._thread.call(self._engine.release_pass, self._intake.shows, self._intake.node_names())
             if done.freed:
                 await self._serve_waiting(done.freed)
+        for key in self._waiting if done.unlocked else done.claims:
+            self._intake.queue.add(key)
         self._metrics.releasing.set(len(done.waits_for))
-        if done.confirmed or done.freed:
+        if done.confirmed or done.freed or done.ended or done.unlocked:
             self._head_moved.set()
             self._teller.count()
             # What is confirmed may be free at once (no quarantine), and more may be due than one pass takes.
             self._intake.releases_wanted.set()
         return done.again_at
+
+    async def _reservations(self) -> None:
+        """Nobody tells us when a person reserves an address or lifts that. Any transaction sees it; while there are
+        none, one number is read now and then."""
+        while True:
+            await asyncio.sleep(self._reservations_poll_s)
+            if await self._insist(lambda: self._thread.call(self._engine.reservations_changed)):
+                self._intake.releases_wanted.set()

@@ -1,8 +1,4 @@
-"""The verbs that ask the book: `db`, `history`, `who-had`, `state`, `verify`. They read the database itself.
-
-Exit codes: 0 answered; 1 the history is broken, or the schema is not ours; 2 what was typed makes no sense; 3 the
-database or the cluster cannot be asked.
-"""
+"""The verbs that ask the book: `db`, `history`, `who-had`, `state`, `verify`. They read the database itself."""
 
 from __future__ import annotations
 
@@ -10,18 +6,18 @@ import asyncio
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from purelb_sm.cli.answering import Database, Form, explained, service_key, utc_now
 from purelb_sm.cli.printing import Output, print_rows
 from purelb_sm.cli.times import parse_when, show
 from purelb_sm.domain import names
 from purelb_sm.domain.addresses import Address, parse_ip
-from purelb_sm.domain.views import ServiceKey
-from purelb_sm.errors import HistoryBroken, InvalidInput, KubeError, SchemaMismatch, StoreError
+from purelb_sm.errors import InvalidInput
 from purelb_sm.settings import DEFAULT_DATABASE
 
 if TYPE_CHECKING:
@@ -29,8 +25,6 @@ if TYPE_CHECKING:
 
 db = typer.Typer(help="The database's schema.", no_args_is_help=True)
 
-Database = Annotated[str, typer.Option(envvar="PURELB_DATABASE", help="SQLAlchemy URL of the book")]
-Form = Annotated[Output, typer.Option("--output", "-o", help="table, json (an object a line) or csv")]
 At = Annotated[str, typer.Option("--at", help="2026-11-24T03:12:00Z, 2026-11-24, 2h ago")]
 
 
@@ -48,7 +42,7 @@ def upgrade(database: Database = DEFAULT_DATABASE) -> None:
     """Makes the schema, or brings it to this program's version. Safe to run again, and by several at once."""
     from purelb_sm.store import schema
 
-    with _explained():
+    with explained():
         before, now = schema.upgrade(database)
         typer.echo(f"{now}, as before" if before == now else f"{now}, before: {before or 'no schema'}")
 
@@ -58,7 +52,7 @@ def check(database: Database = DEFAULT_DATABASE) -> None:
     """Says whether the schema is the one this program needs. Changes nothing."""
     from purelb_sm.store import schema
 
-    with _explained():
+    with explained():
         typer.echo(f"{schema.check(database)}, as this program needs it")
 
 
@@ -76,10 +70,10 @@ def history(
     """Every move of Services, allocations and announcements, as it was booked; those that match all that is given."""
     from purelb_sm.store.audit import Filter
 
-    now = _now()
-    with _explained():
+    now = utc_now()
+    with explained():
         wanted = Filter(
-            service=_key(service) if service else None,
+            service=service_key(service) if service else None,
             address=_address(address) if address else None,
             node=node,
             namespace=namespace,
@@ -98,8 +92,8 @@ def who_had(
     database: Database = DEFAULT_DATABASE,
 ) -> None:
     """Who had an address at a time, since and until when, and which nodes held it on which interface then."""
-    with _explained():
-        asked, when = _address(address), _when(at, _now())
+    with explained():
+        asked, when = _address(address), _when(at, utc_now())
         with _audit(database) as audit:
             found = audit.who_had(asked, when)
         print_rows(output, found, _HOLDING_COLUMNS, _holding_cells, _holding_record)
@@ -109,8 +103,8 @@ def who_had(
 
 def state(at: At = "now", output: Form = Output.TABLE, database: Database = DEFAULT_DATABASE) -> None:
     """Everything that was held at a time, and what was on its way back to the pool."""
-    with _explained():
-        when = _when(at, _now())
+    with explained():
+        when = _when(at, utc_now())
         with _audit(database) as audit:
             count = print_rows(output, audit.state_at(when), _HOLDING_COLUMNS, _holding_cells, _holding_record)
         if not count and output is Output.TABLE:
@@ -128,7 +122,7 @@ def verify(
     database: Database = DEFAULT_DATABASE,
 ) -> None:
     """Walks the hash chain of the history, and names the first row that was changed, removed or inserted."""
-    with _explained():
+    with explained():
         shown = head or (asyncio.run(_head_in_lease(kubeconfig, install_namespace)) if kubeconfig else None)
         known = _head(shown) if shown else None
         with _audit(database) as audit:
@@ -152,23 +146,6 @@ async def _head_in_lease(kubeconfig: Path, namespace: str) -> str:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """Errors of ours as one line on standard error, and an exit code that scripts can tell apart."""
-    try:
-        yield
-    except (HistoryBroken, SchemaMismatch) as error:
-        code, text = 1, str(error)
-    except InvalidInput as error:
-        code, text = 2, str(error)
-    except (StoreError, KubeError) as error:
-        code, text = 3, str(error)
-    else:
-        return
-    typer.echo(f"purelb: {text}", err=True)
-    raise typer.Exit(code)
-
-
-@contextmanager
 def _audit(database: str) -> Iterator[Audit]:
     from purelb_sm.store.audit import Audit
 
@@ -177,10 +154,6 @@ def _audit(database: str) -> Iterator[Audit]:
         yield audit
     finally:
         audit.close()
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 def _when(text: str, now: datetime) -> datetime:
@@ -192,13 +165,6 @@ def _when(text: str, now: datetime) -> datetime:
 
 def _address(text: str) -> Address:
     return parse_ip(text.strip())
-
-
-def _key(text: str) -> ServiceKey:
-    namespace, slash, name = text.partition("/")
-    if not (slash and namespace and name) or "/" in name:
-        raise InvalidInput(f"{text!r} is not namespace/name")
-    return ServiceKey(namespace, name)
 
 
 def _head(text: str) -> tuple[int, str]:
@@ -219,7 +185,7 @@ def _history_cells(row: HistoryRow) -> tuple[str, ...]:
         show(row.at),
         row.kind,
         f"{row.namespace}/{row.name}" if row.name else "",
-        row.address,
+        row.address or str(row.details.get("range", "")),
         f"{row.node} {interface}" if interface else row.node,
         row.trigger,
         row.from_state or "",

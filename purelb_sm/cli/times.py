@@ -1,4 +1,4 @@
-"""Times as people type them: ISO 8601, or so long ago."""
+"""Times as people type them: ISO 8601, so long ago, or so long from now."""
 
 from __future__ import annotations
 
@@ -15,10 +15,23 @@ def parse_when(text: str, now: datetime) -> datetime:
     if len(words) == 2 and words[1] == "ago":
         return _ago(words[0], now)
     try:
-        at = datetime.fromisoformat(text.strip())
+        return _iso(text)
     except ValueError:
         raise ValueError(f"{text!r} is not a time: write 2026-11-24T03:12:00Z, 2026-11-24, or 2h ago") from None
-    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+
+
+def parse_until(text: str, now: datetime) -> datetime:
+    """`2h` (from now), or an ISO 8601 date or time, in UTC where it names no zone. Raises ValueError."""
+    try:
+        return now + timedelta(seconds=parse_duration_s(text.strip()))
+    except OverflowError:
+        raise ValueError(f"{text} from now is after all time") from None
+    except ValueError:
+        pass
+    try:
+        return _iso(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a time: write 2026-12-24T08:00:00Z, 2026-12-24, or 2h") from None
 
 
 def show(at: datetime | None) -> str:
@@ -27,6 +40,14 @@ def show(at: datetime | None) -> str:
         return ""
     text = at.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ", timespec="microseconds")
     return text.removesuffix(".000000") + "Z"
+
+
+def _iso(text: str) -> datetime:
+    at = datetime.fromisoformat(text.strip())
+    try:
+        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("beyond all time") from None
 
 
 def _ago(text: str, now: datetime) -> datetime:

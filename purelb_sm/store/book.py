@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Self
 
 from sqlalchemy import Engine, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
 
 from purelb_sm.errors import StoreError, TermLost
 from purelb_sm.models import Leadership, table
-from purelb_sm.store import schema
-from purelb_sm.store.engine import Db, make_engine, our_errors
+from purelb_sm.store import reserving, schema
+from purelb_sm.store.engine import Db, begun, make_engine
 from purelb_sm.store.history import Entry, Head, Ledger, read_head
 from purelb_sm.store.unit import Unit
 from purelb_sm.store.workspace import Workspace
@@ -41,7 +40,7 @@ class Book:
 
     def raise_term(self, now: datetime) -> int:
         """A new leader's first act, before it reads anything. From here on no transaction of an older term commits."""
-        with self._begin() as db:
+        with begun(self._engine) as db:
             self._ensure_row(db)
             row = self._locked_leadership(db)
             assert row is not None
@@ -60,34 +59,26 @@ class Book:
 
         The leadership row stays locked to the end, so writers take turns, and a term raised meanwhile waits for us.
         """
-        with self._begin() as db:
+        with begun(self._engine) as db:
             row = self._locked_leadership(db)
             if row is None or row.term != term:
                 found = "none" if row is None else f"{row.term}, raised by {row.holder}"
                 raise TermLost(f"our term is {term}, the book's is {found}")
-            yield Unit(Workspace(db, self._cluster, term, now, self._actor))
+            workspace = Workspace(db, self._cluster, term, now, self._actor)
+            yield Unit(workspace, reservations=int(row.reservations))
 
     def head(self) -> Head:
         """(seq, hash) of the last row of the history: to be kept outside the database as well."""
-        with self._begin() as db:
+        with begun(self._engine) as db:
             return read_head(db)
+
+    def reservations_count(self) -> int:
+        """How often reservations were changed from outside: by it a leader who is idle sees that they were."""
+        with begun(self._engine) as db:
+            return reserving.read_count(db)
 
     def close(self) -> None:
         self._engine.dispose()
-
-    @contextmanager
-    def _begin(self) -> Iterator[Db]:
-        """A connection in a transaction that is rolled back at the end unless it was committed."""
-        with our_errors():
-            connection = self._engine.connect()
-        try:
-            with our_errors():
-                connection.begin()
-            yield Db(connection)
-        finally:
-            # Rolls back what is open. That a broken connection cannot must not hide why we are here.
-            with suppress(SQLAlchemyError):
-                connection.close()
 
     def _locked_leadership(self, db: Db) -> Any | None:
         row = db.row(_LOCKED)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sqlalchemy.exc import (
     NoSuchModuleError,
     OperationalError,
     PendingRollbackError,
+    SQLAlchemyError,
     StatementError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -185,6 +186,21 @@ def _first_line(error: StatementError) -> str:
     """The driver's own words, without the statement and its values."""
     text = str(error.orig).strip()
     return text.splitlines()[0] if text else type(error.orig).__name__
+
+
+@contextmanager
+def begun(engine: Engine) -> Iterator[Db]:
+    """A connection in a transaction that is rolled back at the end unless it was committed."""
+    with our_errors():
+        connection = engine.connect()
+    try:
+        with our_errors():
+            connection.begin()
+        yield Db(connection)
+    finally:
+        # Rolls back what is open. That a broken connection cannot must not hide why we are here.
+        with suppress(SQLAlchemyError):
+            connection.close()
 
 
 class Db:

@@ -12,12 +12,13 @@ from purelb_sm.domain.addresses import Address, AddressRange, Family
 from purelb_sm.domain.book import Booked, BookedAllocation, BookedService, Plan, Releasing
 from purelb_sm.domain.groups import Group, Pool
 from purelb_sm.domain.reports import NodeReport
+from purelb_sm.domain.reservations import Reservation
 from purelb_sm.domain.sharing import SharedAddress
 from purelb_sm.domain.states import AllocationState, ServiceState
 from purelb_sm.domain.views import ServiceKey
 from purelb_sm.errors import InvalidGroup, StoreError
 from purelb_sm.models import Allocation, Service, table
-from purelb_sm.store import applying, counting, grouping, loading, releasing, reporting, sharing
+from purelb_sm.store import applying, counting, grouping, loading, releasing, reporting, reserving, sharing
 from purelb_sm.store.reporting import ReportOutcome
 from purelb_sm.store.workspace import Workspace
 
@@ -33,8 +34,10 @@ class Unit:
     Services and allocations that a plan names must have been loaded in the same unit.
     """
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, reservations: int) -> None:
         self._ws = workspace
+        self.reservations_count = reservations
+        """How often reservations were changed from outside, as of this transaction."""
         self._over = ""
 
     def load(self, wanted: Mapping[ServiceKey, str | None]) -> dict[ServiceKey, Booked]:
@@ -84,6 +87,14 @@ class Unit:
     def tally(self) -> Mapping[tuple[str, Family, AllocationState], int]:
         """By how much this transaction, once committed, changes `live_counts`."""
         return self._ws.tally
+
+    def reservations(self) -> list[Reservation]:
+        """Those that nobody has ended; the time of some may be over."""
+        return self._do(reserving.not_ended, self._ws)
+
+    def end_reservations(self) -> list[Reservation]:
+        """Ends those whose time is over at the time of this transaction."""
+        return self._do(reserving.end_due, self._ws)
 
     def live_services(self) -> Iterator[BookedService]:
         """Every Service that is not withdrawn: at start, those no longer in the cluster were deleted meanwhile."""
