@@ -18,10 +18,12 @@ from purelb_sm.domain.addresses import Family
 from purelb_sm.domain.groups import parse_group as real_parse_group
 from purelb_sm.domain.plan import plan as real_plan
 from purelb_sm.domain.reports import NodeReport, ReportedAddress
+from purelb_sm.domain.reservations import parse_reserved
 from purelb_sm.domain.states import AnnouncementState
 from purelb_sm.domain.views import ServiceKey, ServiceView
 from purelb_sm.errors import Clash, DatabaseUnavailable, InvalidGroup, StoreError, TermLost
 from purelb_sm.store import Book, Unit, schema
+from purelb_sm.store.reserving import Registrar
 from tests.support.domain import NOW, group_view, pools, service
 
 
@@ -188,3 +190,84 @@ def test_the_free_space_of_an_odd_moment_is_never_used(engine: Engine, monkeypat
     assert ip_address("10.0.0.0") in {
         a for m in engine.plan_batch(views(1)) if m.publication for a in m.publication.ingress or ()
     }
+
+
+def reserve(
+    engine: Engine, text: str, clock: Clock, until_s: float | None = None, claim: ServiceKey | None = None
+) -> None:
+    registrar = Registrar(engine._book._engine, "user/alice")
+    expires_at = None if until_s is None else clock() + timedelta(seconds=until_s)
+    registrar.reserve(parse_reserved(text), claim, "why not", expires_at, clock())
+
+
+def nobody_shows(key: ServiceKey, address: object) -> bool:
+    return False
+
+
+@pytest.mark.spec("A26")
+def test_the_end_of_a_reservation_is_waited_for_and_opens_what_nobody_holds(engine: Engine, clock: Clock) -> None:
+    some = views(3)
+    reserve(engine, "10.0.0.0/24", clock, until_s=60)
+    assert all(made.waiting for made in engine.plan_batch(some))
+    again_at = engine.release_pass(nobody_shows, None).again_at
+    assert again_at == NOW + timedelta(seconds=60)
+    clock.now = again_at - timedelta(microseconds=1)
+    done = engine.release_pass(nobody_shows, None)
+    assert (done.freed, done.again_at) == ([], again_at)
+    clock.now = again_at
+    done = engine.release_pass(nobody_shows, None)
+    assert (len(done.freed), done.ended, done.unlocked, done.again_at) == (256, True, True, None)
+    assert [made.waiting for made in engine.plan_batch(some)] == [False] * 3
+    assert not engine.reservations_changed()
+
+
+@pytest.mark.spec("A26", "A29")
+def test_what_is_lifted_is_opened_by_the_pass_and_not_by_whoever_comes(engine: Engine, clock: Clock) -> None:
+    reserve(engine, "10.0.0.0/24", clock)
+    assert engine.plan_batch(views(1))[0].waiting
+    engine.release_pass(nobody_shows, None)
+    assert not engine.reservations_changed()
+    Registrar(engine._book._engine, "user/alice").unreserve(parse_reserved("10.0.0.0/24"), clock())
+    assert engine.reservations_changed()
+    newcomer = ServiceKey("test", "newcomer")
+    assert engine.plan_batch({newcomer: service(key=newcomer, uid="n")})[0].waiting
+    assert engine.unsettled
+    # Nor by a world that is built anew meanwhile.
+    engine.set_groups([group_view("default", pools("10.0.0.0/25", quarantine="0s"))])
+    assert engine.plan_batch({newcomer: service(key=newcomer, uid="n")})[0].waiting
+    done = engine.release_pass(nobody_shows, None)
+    assert (len(done.freed), done.unlocked) == (128, True)
+    assert not engine.unsettled
+
+
+@pytest.mark.spec("A26", "E3")
+def test_an_end_that_may_not_have_been_kept_is_looked_up_again(
+    engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve(engine, "10.0.0.0/24", clock, until_s=60)
+    assert engine.plan_batch(views(1))[0].waiting
+    clock.now += timedelta(seconds=61)
+
+    def cut(self: Unit) -> None:
+        raise DatabaseUnavailable("cut off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Unit, "commit", cut)
+        with pytest.raises(DatabaseUnavailable):
+            engine.release_pass(nobody_shows, None)
+    assert engine.plan_batch(views(1))[0].waiting
+    done = engine.release_pass(nobody_shows, None)
+    assert (len(done.freed), done.ended) == (256, True)
+    assert not engine.plan_batch(views(1))[0].waiting
+
+
+@pytest.mark.spec("A26")
+def test_what_comes_free_is_told_to_the_one_it_is_reserved_for(engine: Engine, clock: Clock) -> None:
+    (key,) = some = views(1)
+    promised = ServiceKey("shop", "web")
+    engine.plan_batch(some)
+    reserve(engine, "10.0.0.0", clock, claim=promised)
+    engine.plan_batch({key: None})
+    done = engine.release_pass(nobody_shows, None)
+    assert (done.freed, done.claims) == ([ip_address("10.0.0.0")], [promised])
+    assert not engine.any_free(done.freed)
