@@ -21,6 +21,7 @@ from purelb_sm.domain.choose import World
 from purelb_sm.domain.freespace import FreeSpace
 from purelb_sm.domain.groups import DEFAULT_QUARANTINE_S, Group, accept_groups, parse_group
 from purelb_sm.domain.plan import plan
+from purelb_sm.domain.quota import Quota
 from purelb_sm.domain.ranges import NOWHERE, Reach
 from purelb_sm.domain.release import may_confirm
 from purelb_sm.domain.reports import NodeReport
@@ -173,6 +174,7 @@ class Engine:
                 self._class,
                 self._default_class,
                 shared=Shared(unit.shared()),
+                quota=Quota.of(self._groups),
                 reach=self._reach,
             )
             self._touched |= self._usage.groups() | set(self._groups) | set(self._refused)
@@ -226,6 +228,8 @@ class Engine:
         try:
             with self._book.transaction(self.term, now) as unit:
                 world = self._ready_world(unit)
+                if unknown := world.quota.unknown(key.namespace for key in views):
+                    world.quota.learn(unknown, unit.held_in(unknown, world.quota.limits))
                 booked = unit.load({key: view.uid if view else None for key, view in views.items()})
                 plans = [plan(key, view, booked[key], world, now) for key, view in views.items()]
                 acting = [made for made in plans if made.actions]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from purelb_sm.domain import names
 from purelb_sm.domain.addresses import Address, Family, family_of
-from purelb_sm.domain.book import BookedAllocation
+from purelb_sm.domain.book import Action, BookedAllocation
 from purelb_sm.domain.freespace import FreeSpace, PoolSpace
 from purelb_sm.domain.groups import MAX_MULTI_POOLS, Group
 from purelb_sm.domain.namespaces import Bindings
+from purelb_sm.domain.quota import Quota
 from purelb_sm.domain.ranges import NOWHERE, Reach, open_ranges
 from purelb_sm.domain.requests import Request
 from purelb_sm.domain.reservations import NOTHING_RESERVED, Reservations, lowest_reserved
@@ -26,9 +27,9 @@ MAX_ADOPTED = 64
 class World:
     """What the cluster says besides the Service itself. `broken` maps a group that cannot be used to why.
 
-    `free` and `shared` are working state: a choice takes from `free`, so that the next choice of a batch sees it gone,
-    and `shared` follows the actions of each plan. `reach` is where live nodes are; `bindings` what the groups say of
-    namespaces.
+    `free`, `shared` and `quota` are working state: a choice takes from `free`, so that the next choice of a batch sees
+    it gone, and the others follow the actions of each plan. `reach` is where live nodes are; `bindings` what the groups
+    say of namespaces.
     """
 
     groups: Mapping[str, Group]
@@ -39,10 +40,15 @@ class World:
     reservations: Reservations = NOTHING_RESERVED
     reach: Reach = NOWHERE
     shared: Shared = field(default_factory=Shared)
+    quota: Quota = field(default_factory=Quota)
     bindings: Bindings = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bindings", Bindings(self.groups))
+
+    def follow(self, actions: Sequence[Action]) -> tuple[Hashable, ...]:
+        """Takes what a plan does, for the next to see. Answers with what is no longer in the way of others."""
+        return (*self.shared.follow(actions), *self.quota.follow(actions))
 
 
 @dataclass(frozen=True, slots=True)

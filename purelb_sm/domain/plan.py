@@ -1,14 +1,14 @@
 """plan(): the heart. What a Service asks, what the book says of it, and what is free → what is to be done.
 
-Pure but for one thing, said aloud: it takes addresses from `world.free`, and has `world.shared` follow what it decides,
-so that plans of one batch see each other. If the batch's transaction fails, both are built anew from the book. Effects
-follow the commit: a plan whose transaction was kept and whose publication was lost is simply made again, and then has
-no actions and the same publication.
+Pure but for one thing, said aloud: it takes addresses from `world.free`, and has `world` follow what it decides,
+so that plans of one batch see each other. If the batch's transaction fails, all of it is built anew from the book.
+Effects follow the commit: a plan whose transaction was kept and whose publication was lost is simply made again, and
+then has no actions and the same publication.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -32,7 +32,7 @@ from purelb_sm.domain.book import (
     Revive,
     Withdraw,
 )
-from purelb_sm.domain.choose import Choice, World, adopt, choose, lacks_ranges
+from purelb_sm.domain.choose import Choice, World, adopt, choose, give_back, lacks_ranges
 from purelb_sm.domain.groups import PoolType
 from purelb_sm.domain.members import apart, clashes, set_keys, set_ports, shown_by_others
 from purelb_sm.domain.publication import (
@@ -46,7 +46,7 @@ from purelb_sm.domain.publication import (
     shown_addresses,
 )
 from purelb_sm.domain.requests import Request, Whose, parse_request, sharing_key, usable_ports, whose
-from purelb_sm.domain.sharing import Member, Obstacle, port_conflict, port_keys, sort_by_key
+from purelb_sm.domain.sharing import Member, port_conflict, port_keys, sort_by_key
 from purelb_sm.domain.states import AllocationState, ServiceState
 from purelb_sm.domain.views import Port, ServiceKey, ServiceView
 from purelb_sm.errors import Reason, Refused
@@ -60,7 +60,7 @@ def plan(key: ServiceKey, view: ServiceView | None, booked: Booked, world: World
     """
     if view is None:
         actions = _withdraw(booked, "deleted")
-        return Plan(key, actions, cleared=tuple(world.shared.follow(actions)))
+        return Plan(key, actions, cleared=world.follow(actions))
     asks = whose(view, world.load_balancer_class, world.default_class)
     if asks is not Whose.ANOTHER_CLASS and (adopted := _adopt(view, booked, world)) is not None:
         return adopted
@@ -83,7 +83,7 @@ class _Draft:
     held: list[BookedAllocation] = field(default_factory=list)
     reclaimable: list[BookedAllocation] = field(default_factory=list)
     service: BookedService | None = None
-    cleared: list[Obstacle] = field(default_factory=list)
+    cleared: list[Hashable] = field(default_factory=list)
     followed: int = 0
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class _Draft:
 
     def follow(self) -> None:
         """What was decided so far is seen by what is decided from here on, for this Service and for others."""
-        self.cleared += self.world.shared.follow(self.actions[self.followed :])
+        self.cleared += self.world.follow(self.actions[self.followed :])
         self.followed = len(self.actions)
 
 
@@ -147,11 +147,24 @@ def _serve(view: ServiceView, booked: Booked, world: World, now: datetime) -> Pl
         beside, has = (kept[0].group if kept else None), [a.address for a in kept]
         try:
             choices = choose(request, missing, draft.reclaimable, world, beside, has)
+            _within_quota(view, leaving, choices, world)
         except Refused as refusal:
             if not draft.held:
                 return _refuse(draft, refusal, now)
             return _keep(draft, refusal, world, now)
     return _settle(draft, request, kept, leaving, choices, world, now)
+
+
+def _within_quota(
+    view: ServiceView, leaving: Sequence[BookedAllocation], choices: Sequence[Choice], world: World
+) -> None:
+    """Raises Refused where the namespace would hold more than it may (A30), and then nothing stays taken."""
+    now = [a for a in leaving if not shown_by_others(view, a, world)]
+    try:
+        world.quota.check(view.key.namespace, now, choices)
+    except Refused:
+        give_back(choices, world)
+        raise
 
 
 def _missing(request: Request, kept: Sequence[BookedAllocation], world: World) -> list[Family]:
@@ -305,7 +318,7 @@ def _not_ours(view: ServiceView, booked: Booked, asks: Whose, world: World) -> P
     late = booked.reclaimable if publication is not None and branded(view) else ()
     gone = [*(booked.held if mine else ()), *(a for a in late if a.state is AllocationState.RELEASING)]
     events = (_released_event([a.address for a in gone]),) if gone else ()
-    return Plan(view.key, actions, publication, events, cleared=tuple(world.shared.follow(actions)))
+    return Plan(view.key, actions, publication, events, cleared=world.follow(actions))
 
 
 def _withdraw(booked: Booked, why: str) -> tuple[Action, ...]:

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from purelb_sm.domain.addresses import Address, AddressRange, Family
 from purelb_sm.domain.book import Booked, BookedAllocation, BookedService, Plan, Releasing
 from purelb_sm.domain.groups import Group, Pool
+from purelb_sm.domain.quota import HeldIn
 from purelb_sm.domain.reports import NodeReport
 from purelb_sm.domain.reservations import Reservation
 from purelb_sm.domain.sharing import SharedAddress
@@ -18,7 +19,7 @@ from purelb_sm.domain.states import AllocationState, ServiceState
 from purelb_sm.domain.views import ServiceKey
 from purelb_sm.errors import InvalidGroup, StoreError
 from purelb_sm.models import Allocation, Service, table
-from purelb_sm.store import applying, counting, grouping, loading, releasing, reporting, reserving, sharing
+from purelb_sm.store import applying, counting, grouping, loading, releasing, reporting, reserving, sharing, tenants
 from purelb_sm.store.reporting import ReportOutcome
 from purelb_sm.store.workspace import Workspace
 
@@ -51,6 +52,10 @@ class Unit:
     def shared(self) -> list[SharedAddress]:
         """Every shared address that is not free, with its members and their ports, by address."""
         return self._do(sharing.shared, self._ws)
+
+    def held_in(self, namespaces: Collection[str], groups: Iterable[str]) -> list[HeldIn]:
+        """Every address of these groups that a Service of these namespaces has, once a namespace."""
+        return self._do(tenants.held_in, self._ws, namespaces, groups)
 
     def apply(self, plan: Plan) -> None:
         """Fires the machines for each action. Written by table, many rows a statement, at the next query or commit.

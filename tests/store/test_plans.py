@@ -70,6 +70,7 @@ def test_no_transaction_scans_a_table(desk: Desk) -> None:
         with desk.unit() as unit:
             unit.waiting(10)
             unit.announcing_nodes()
+            unit.held_in(["shop", "infra"], ["default"])
             list(unit.held_addresses([AddressRange(ip_address("10.0.0.0"), ip_address("10.0.0.255"))]))
             unit.lose_node("node2", "?")
         desk.withdraw(WEB)

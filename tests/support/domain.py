@@ -12,6 +12,7 @@ from purelb_sm.domain.book import Booked, BookedAllocation, BookedService
 from purelb_sm.domain.choose import World
 from purelb_sm.domain.freespace import FreeSpace
 from purelb_sm.domain.groups import Group, parse_group
+from purelb_sm.domain.quota import Quota
 from purelb_sm.domain.states import AllocationState, ServiceState
 from purelb_sm.domain.views import Ingress, ObjectView, Port, ServiceKey, ServiceView
 
@@ -46,6 +47,7 @@ def _subnet(range_: str) -> str:
 
 def world(*groups: Group, **more: Any) -> World:
     known = {g.name: g for g in groups}
+    more.setdefault("quota", Quota.of(known))
     return World(known, FreeSpace(known), **more)
 
 
