@@ -55,7 +55,7 @@ class ReleasePass:
 
     claims    for whom addresses that came free are reserved
     unlocked  reservations changed: those who wait may be served now
-    ended     so many reservations were over
+    ended     some reservation was over
     """
 
     confirmed: int = 0

@@ -154,6 +154,11 @@ def give_back(choices: Sequence[Choice], world: World) -> None:
             world.free.give_back(choice.address)
 
 
+def group_for(request: Request, world: World) -> Group:
+    """The group that serves this request if nothing is held for it yet. Raises Refused."""
+    return _group_of(request, request.addresses, None, world)
+
+
 def _group_of(request: Request, asked: Sequence[Address], beside: str | None, world: World) -> Group:
     """The group for the families that no address is asked for; every address asked for must be in some group."""
     owners = [world.free.group_of(address) for address in asked]

@@ -9,7 +9,7 @@ then has no actions and the same publication.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from purelb_sm.domain import names
@@ -45,6 +45,7 @@ from purelb_sm.domain.publication import (
     publish_withdrawn,
     shown_addresses,
 )
+from purelb_sm.domain.reevaluate import misplaced
 from purelb_sm.domain.requests import Request, Whose, parse_request, sharing_key, usable_ports, whose
 from purelb_sm.domain.sharing import Member, port_conflict, port_keys, sort_by_key
 from purelb_sm.domain.states import AllocationState, ServiceState
@@ -141,17 +142,37 @@ def _serve(view: ServiceView, booked: Booked, world: World, now: datetime) -> Pl
     leaving += others
     if clash := clashes(view, kept, world):
         return _keep(draft, port_conflict(clash), world, now)
+    unmoved: list[EventNote] = []
+    if request.re_evaluate and kept:
+        try:
+            if moving := misplaced(request, kept, world):
+                staying = [a for a in kept if a not in moving]
+                return _complete(draft, request, staying, [*leaving, *moving], world, now)
+        except Refused as refusal:
+            text = f"{_refusal_text(refusal)}; it keeps what it has"
+            unmoved.append(EventNote("Warning", "AllocationFailed", text))
+    try:
+        made = _complete(draft, request, kept, leaving, world, now)
+    except Refused as refusal:
+        return _keep(draft, refusal, world, now) if draft.held else _refuse(draft, refusal, now)
+    return replace(made, events=(*made.events, *unmoved)) if unmoved else made
+
+
+def _complete(
+    draft: _Draft,
+    request: Request,
+    kept: Sequence[BookedAllocation],
+    leaving: Sequence[BookedAllocation],
+    world: World,
+    now: datetime,
+) -> Plan:
+    """Chooses what is missing beside what is kept. Raises Refused, and then nothing has happened."""
     missing = _missing(request, kept, world)
     choices: list[Choice] = []
     if missing:
         beside, has = (kept[0].group if kept else None), [a.address for a in kept]
-        try:
-            choices = choose(request, missing, draft.reclaimable, world, beside, has)
-            _within_quota(view, leaving, choices, world)
-        except Refused as refusal:
-            if not draft.held:
-                return _refuse(draft, refusal, now)
-            return _keep(draft, refusal, world, now)
+        choices = choose(request, missing, draft.reclaimable, world, beside, has)
+        _within_quota(draft.view, leaving, choices, world)
     return _settle(draft, request, kept, leaving, choices, world, now)
 
 
@@ -218,13 +239,15 @@ def _settle(
     # What others have too is left once it is no longer shown: until then nobody else may have our ports of it.
     later = [a for a in leaving if shown_by_others(view, a, world)]
     leaving = [a for a in leaving if a not in later]
-    draft.actions += [Leave(view.key, view.uid, a.id, a.address, "not asked for any more") for a in leaving]
+    why = "given up when planned anew" if request.re_evaluate else "not asked for any more"
+    draft.actions += [Leave(view.key, view.uid, a.id, a.address, why) for a in leaving]
     addresses, group = _in_order([*kept, *choices], request.families, world)
     fresh = draft.service is None or draft.service.state is ServiceState.PENDING
     if choices or leaving or fresh:
         draft.actions.append(Allocate(view.key, view.uid, group))
+    condition = condition_allocated(view, addresses, group, now)
     publication = publish_allocated(
-        view, addresses, group, _pool_type(view, group, world), condition_allocated(view, addresses, group, now)
+        view, addresses, group, _pool_type(view, group, world), condition, granted=not later
     )
     draft.events += _warnings(view, request, addresses, group, world)
     draft.events += apart(request, kept, world)

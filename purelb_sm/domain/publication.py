@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from purelb_sm.domain import names
 from purelb_sm.domain.addresses import Address, parse_ip
 from purelb_sm.domain.book import Publication
+from purelb_sm.domain.requests import wants_re_evaluation
 from purelb_sm.domain.views import Condition, ServiceView
 from purelb_sm.errors import InvalidAddress, Reason
 
@@ -32,11 +33,21 @@ def branded(view: ServiceView) -> bool:
 
 
 def publish_allocated(
-    view: ServiceView, addresses: Sequence[Address], group: str, pool_type: str, condition: Condition
+    view: ServiceView,
+    addresses: Sequence[Address],
+    group: str,
+    pool_type: str,
+    condition: Condition,
+    *,
+    granted: bool = True,
 ) -> Publication | None:
-    """Shows these addresses, in this order (A3)."""
+    """Shows these addresses, in this order (A3).
+
+    `granted`: a wish to be planned anew is met by this; else another step has to follow, and the wish stays.
+    """
     wanted = {names.ALLOCATED_BY: names.BRAND, names.ALLOCATED_FROM: group, names.POOL_TYPE: pool_type}
     changed: dict[str, str | None] = {k: v for k, v in wanted.items() if view.annotations.get(k) != v}
+    changed |= _granted(view) if granted else {}
     # Servers that know no ipMode mean VIP by it.
     shown = [(entry.ip, entry.hostname, entry.ip_mode or "VIP") for entry in view.ingress]
     ingress_differs = [(str(a), "", "VIP") for a in addresses] != shown
@@ -47,8 +58,14 @@ def publish_refused(view: ServiceView, condition: Condition) -> Publication | No
     """Shows why there is no address. An ingress under our brand that the book does not back is taken away."""
     stale = branded(view)
     annotations: dict[str, str | None] = {name: None for name in names.OURS if stale and name in view.annotations}
+    annotations |= _granted(view)
     ingress: tuple[Address, ...] | None = () if stale and view.ingress else None
     return _difference(view, ingress, annotations, _with(view.conditions, condition))
+
+
+def _granted(view: ServiceView) -> dict[str, str | None]:
+    """A wish to be planned anew goes with the very write that shows what came of it (A23)."""
+    return {names.RE_EVALUATE: None} if wants_re_evaluation(view) else {}
 
 
 def publish_withdrawn(view: ServiceView, *, ingress_is_ours: bool) -> Publication | None:

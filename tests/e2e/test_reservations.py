@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from purelb_sm.cli.main import app
 from tests.e2e.test_allocator import rows, states, verified
+from tests.e2e.test_kill import a_stage
 from tests.support.product import a_cluster, a_database, an_allocator, local_group, service_object
 from tests.support.waiting import eventually
 
@@ -153,3 +154,31 @@ async def test_a_new_leader_knows_what_was_reserved_while_nobody_led(tmp_path: P
             refused = await eventually(partial(cluster.condition, "b"), "a refusal")
             assert refused["reason"] == "PoolExhausted"
             assert cluster.shown("a") == [FIRST]
+
+
+@pytest.mark.spec("A26", "E4")
+async def test_killed_after_a_reservation_was_lifted_the_next_serves_the_longest_waiting(
+    tmp_path: Path,
+) -> None:
+    async with a_stage(tmp_path, local_group(POOL)) as stage:
+        await purelb(stage.database, "reserve", FIRST, "--for", "test/c", "--reason", "promised")
+        await purelb(stage.database, "reserve", SECOND, "--reason", "not yet")
+        allocator = await stage.allocator()
+        for name in ("a", "b"):
+            await stage.create(name)
+            await eventually(partial(pending, stage.database, name))
+        await purelb(stage.database, "unreserve", SECOND)
+        allocator.kill()
+        await allocator.gone()
+        await stage.create("c")
+        allocator = await stage.allocator()
+        assert await stage.given("a") == [SECOND]
+        assert await stage.given("c") == [FIRST]
+        assert await stage.shown("b") == []
+        assert await allocator.stop() == 0
+        assert verified(stage.database).rows > 0
+
+
+def pending(database: str, name: str) -> bool:
+    found = rows(database, f"SELECT reason FROM service WHERE name = '{name}'")
+    return found == [("PoolExhausted",)]
