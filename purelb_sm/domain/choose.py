@@ -11,7 +11,7 @@ from purelb_sm.domain.addresses import Address, Family, family_of
 from purelb_sm.domain.book import Action, BookedAllocation
 from purelb_sm.domain.freespace import FreeSpace, PoolSpace
 from purelb_sm.domain.groups import MAX_MULTI_POOLS, Group
-from purelb_sm.domain.namespaces import Bindings
+from purelb_sm.domain.namespaces import UNBOUND, Bindings
 from purelb_sm.domain.quota import Quota
 from purelb_sm.domain.ranges import NOWHERE, Reach, open_ranges
 from purelb_sm.domain.requests import Request
@@ -41,10 +41,11 @@ class World:
     reach: Reach = NOWHERE
     shared: Shared = field(default_factory=Shared)
     quota: Quota = field(default_factory=Quota)
-    bindings: Bindings = field(init=False)
+    bindings: Bindings = UNBOUND
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "bindings", Bindings(self.groups))
+        if self.bindings is UNBOUND:
+            object.__setattr__(self, "bindings", Bindings(self.groups))
 
     def follow(self, actions: Sequence[Action]) -> tuple[Hashable, ...]:
         """Takes what a plan does, for the next to see. Answers with what is no longer in the way of others."""

@@ -148,6 +148,10 @@ class Bindings:
         return _Binding(tuple(serving), None, confined, why)
 
 
+UNBOUND: Final = Bindings({})
+"""No group says anything of namespaces."""
+
+
 def _some(found: tuple[str, ...] | list[str], joint: str = ", ") -> str:
     shown = joint.join(found[:_SHOWN])
     return shown if len(found) <= _SHOWN else f"{shown} and {len(found) - _SHOWN} more"

@@ -153,6 +153,20 @@ def test_multi_pool_switched_off_leaves_holders_what_they_have() -> None:
     assert not plan(KEY, showing(service(), *addresses), holding(*addresses), where, NOW).actions
 
 
+@pytest.mark.spec("A24", "A23")
+def test_multi_pool_switched_off_and_planned_anew_the_first_of_each_family_stays() -> None:
+    where = world(group("default", pools(V4[1], V4[0], *V6)))
+    addresses = ("10.0.1.1", "10.0.2.2", "fd00:1::1", "fd00:2::1")
+    where.free.take_all(ip_address(a) for a in addresses)
+    notes = {"purelb.io/re-evaluate": "true"}
+    view = showing(service(annotations=notes, **DUAL), "fd00:1::1", "fd00:2::1", "10.0.2.2", "10.0.1.1")
+    made = plan(KEY, view, holding(*addresses), where, NOW)
+    assert not held(made)
+    assert sorted(str(a.address) for a in made.actions if isinstance(a, Leave)) == ["10.0.1.1", "fd00:2::1"]
+    assert made.publication is not None
+    assert [str(a) for a in made.publication.ingress or ()] == ["fd00:1::1", "10.0.2.2"]
+
+
 @pytest.mark.spec("A24", "A10")
 def test_an_address_asked_for_is_the_only_one_of_its_family() -> None:
     where = world(multi(*V4, *V6, kind="remote"))
