@@ -14,6 +14,11 @@ branch_labels = None
 depends_on = None
 
 
+RESERVATIONS = """CREATE VIEW v_reservations AS
+SELECT range_text AS "range", claim, reason, created_by, from_at, expires_at, until_at
+FROM reservation"""
+
+
 def upgrade() -> None:
     op.add_column("allocation", sa.Column("sharing_key", sa.String(), nullable=True))
     where = sa.text("released_at IS NULL AND sharing_key IS NOT NULL")
@@ -26,6 +31,8 @@ def upgrade() -> None:
     )
     big = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
     op.add_column("leadership", sa.Column("reservations", big, nullable=False, server_default="0"))
+    op.add_column("reservation", sa.Column("range_text", sa.String(), nullable=True))
+    op.execute(sa.text(RESERVATIONS))
 
 
 def downgrade() -> None:

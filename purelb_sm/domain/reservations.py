@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import summarize_address_range
 
-from purelb_sm.domain.addresses import Address, AddressRange, Family, family_of, parse_ip, parse_range, unusable_within
+from purelb_sm.domain.addresses import (
+    Address,
+    AddressRange,
+    Family,
+    family_of,
+    parse_range,
+    parse_service_address,
+    unusable_within,
+)
 from purelb_sm.domain.freespace import FreeSpace
 from purelb_sm.domain.views import ServiceKey
 from purelb_sm.errors import InvalidAddress
@@ -101,8 +109,8 @@ def parse_reserved(text: str) -> AddressRange:
         if warning is not None:
             raise InvalidAddress(text, f"has host bits set: write {found}, or the network's own address")
     else:
-        address = parse_ip(text)
-        found = AddressRange(address, address)
+        address = parse_service_address(text)
+        return AddressRange(address, address)
     why = unusable_within(found)
     if why is not None:
         raise InvalidAddress(text, why)

@@ -56,6 +56,9 @@ SELECT g.name AS group_name, r.position, r.range_text AS "range", r.family, r.su
        g.generation, g.pool_type, g.from_at, g.until_at
 FROM address_range r
 JOIN service_group g ON g.id = r.group_id""",
+    "v_reservations": """CREATE VIEW v_reservations AS
+SELECT range_text AS "range", claim, reason, created_by, from_at, expires_at, until_at
+FROM reservation""",
 }
 """By name. Columns are stable: one may be added, none removed or given another meaning (docs/reference/database.md)."""
 

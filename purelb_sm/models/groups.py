@@ -62,6 +62,7 @@ class Reservation(Base):
     id: Mapped[int] = mapped_column(BIG_ID, primary_key=True, autoincrement=True)
     first: Mapped[Address] = mapped_column(IPKey)
     last: Mapped[Address] = mapped_column(IPKey)
+    range_text: Mapped[str | None]
     claim: Mapped[str | None]
     reason: Mapped[str] = mapped_column(Text)
     created_by: Mapped[str]

@@ -224,6 +224,7 @@ def _row(each: Reservation) -> dict[str, Any]:
     return {
         "first": each.range.first,
         "last": each.range.last,
+        "range_text": range_text(each.range),
         "claim": each.claim,
         "reason": each.reason,
         "created_by": each.created_by,
