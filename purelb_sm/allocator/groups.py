@@ -84,13 +84,14 @@ def _events(accepted: Group | None, refused: InvalidGroup | None, ready: tuple[s
 def _scope(group: Group | None) -> dict[str, Any]:
     """What addresses these are. Of a group that cannot be used: nothing, as nothing is given from it."""
     if group is None:
-        return {"announce": None, "ipam": None, "addresses": None}
+        return {"announce": None, "ipam": None, "addresses": None, "boundNamespaces": None}
     shown = [str(pool.range) for pool in group.pools[:ADDRESSES_SHOWN]]
     more = len(group.pools) - len(shown)
     return {
         "announce": "Auto" if group.agent_decides else group.pool_type.value.capitalize(),
         "ipam": IPAM,
         "addresses": [*shown, f"and {more} more"] if more else shown,
+        "boundNamespaces": sorted(group.rule.namespaces) or None,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from purelb_sm.cli import agent, allocator, book, reservations, sandbox, services
+from purelb_sm.cli import agent, allocator, book, explain, pools, reservations, sandbox, services
 
 app = typer.Typer(
     name="purelb",
@@ -23,6 +23,8 @@ def purelb() -> None:
 allocator.register(app)
 agent.register(app)
 book.register(app)
+explain.register(app)
+pools.register(app)
 reservations.register(app)
 services.register(app)
 sandbox.register(app)

@@ -21,8 +21,10 @@ from purelb_sm.domain.views import ServiceKey
 from purelb_sm.models import Allocation, Announcement, History, Membership, Service, table
 from purelb_sm.store import history, schema
 from purelb_sm.store.engine import Db, make_engine, our_errors
+from purelb_sm.store.explaining import Explanation, explain
 from purelb_sm.store.history import Head, Verified
 from purelb_sm.store.loading import chunks
+from purelb_sm.store.pooling import GroupState, group_states
 
 _A, _H, _M, _N, _S = table(Allocation), table(History), table(Membership), table(Announcement), table(Service)
 
@@ -126,6 +128,16 @@ class Audit:
             rows = db.stream(select(_A).where(_alive(at)).order_by(_A.c.address))
             for some in chunks(rows):
                 yield from _holdings(db, some, at)
+
+    def groups(self, now: datetime) -> list[GroupState]:
+        """How full each group is, as booked."""
+        with self._reading() as db:
+            return group_states(db, now)
+
+    def explain(self, key: ServiceKey, now: datetime) -> Explanation | None:
+        """All that the book says of why this Service is as it is; None where it has never asked for an address."""
+        with self._reading() as db:
+            return explain(db, key, now)
 
     def head(self) -> Head:
         """(seq, hash) of the last row of the history."""

@@ -82,6 +82,12 @@ def subtract(wanted: Sequence[Interval], without: Sequence[Interval]) -> list[In
     return found
 
 
+def within(some: Sequence[Interval], others: Sequence[Interval]) -> list[Range]:
+    """What is in both, as ranges. Neither may reach from one family into the other."""
+    common = subtract(others, subtract(others, some))
+    return [Range(_address(first), _address(last)) for first, last in common]
+
+
 def _key(address: Address) -> int:
     return int.from_bytes(pack(address), "big")
 

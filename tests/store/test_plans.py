@@ -114,3 +114,17 @@ def test_who_had_an_address_is_found_by_an_index(desk: Desk) -> None:
     found = plans(audit._engine, lambda: [audit.who_had(ip_address("10.0.0.1"), at) for at in (desk.now, NOW)])
     audit.close()
     assert scans(found) == []
+
+
+def test_explaining_and_counting_read_what_is_live_and_no_more(desk: Desk) -> None:
+    """Counts are of live allocations, by the index that holds no others; the groups in force are few."""
+    desk.allocate(WEB, "10.0.0.1")
+    desk.withdraw(WEB)
+    desk.do(DNS, Observe(DNS, "u"), Refuse(DNS, "u", Reason.POOL_EXHAUSTED, "full"))
+    audit = Audit.open(desk.url)
+    found = plans(audit._engine, lambda: (audit.explain(WEB, NOW), audit.explain(DNS, NOW), audit.groups(NOW)))
+    audit.close()
+    live = ("uq_allocation_live_address", "ix_allocation_claim")
+    fine = (*live, "uq_service_group_live_name", "ix_reservation_live")
+    assert len(found) > 10
+    assert [each for each in scans(found) if not each[0].endswith(fine)] == []
