@@ -35,9 +35,8 @@ def test_a_reservation_from_beginning_to_end(desk: Desk, monkeypatch: pytest.Mon
     assert (record["inForce"], record["ended"]) == (True, None)
     ends = datetime.fromisoformat(record["expires"]) - datetime.fromisoformat(record["since"])
     assert ends == timedelta(hours=2)
-    again = purelb(
-        desk.url, "reserve", "10.0.0.4-10.0.0.7", "--for", "shop/api", "--reason", "the move", "--actor", "bob"
-    )
+    same = ("--for", "shop/api", "--reason", "the move")
+    again = purelb(desk.url, "reserve", "10.0.0.4-10.0.0.7", *same, "--actor", "bob")
     assert again.stdout.splitlines()[0] == "10.0.0.4/30 is reserved for shop/api"
     once_more = purelb(desk.url, "reserve", "10.0.0.4/30", *same)
     assert once_more.stdout.splitlines()[0] == "10.0.0.4/30 is reserved for shop/api, as before"
