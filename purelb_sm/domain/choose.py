@@ -113,7 +113,7 @@ def choose(
     # What no waiting helps is said first, so that what is said does not depend on who has what at the moment.
     if request.require_all:
         for family in missing:
-            if family not in asked and not group.pools_of(family) and not _has(kept, family):
+            if family not in asked and not world.free.spaces(group.name, family) and not _has(kept, family):
                 raise Refused(Reason.NO_POOL_FOR_FAMILY, f"ServiceGroup {group.name} has no {family} pool")
     try:
         choices.extend(_asked(request, asked[family], reclaimable, world) for family in missing if family in asked)
@@ -122,7 +122,7 @@ def choose(
                 continue
             if is_multi_pool(request, group):
                 _one_of_each(request, family, group, kept, reclaimable, world, choices)
-            elif group.pools_of(family) and not _has(kept, family):
+            elif world.free.spaces(group.name, family) and not _has(kept, family):
                 choices.append(_any(request, family, group, reclaimable, world))
         if not choices and not kept:
             wanted = " or ".join(missing)
@@ -249,7 +249,7 @@ def _one_of_each(
         choice = _back_or_free(request, family, group, space, reclaimable, world)
         if choice is not None:
             choices.append(choice)
-    if len(choices) > before or _has(kept, family) or not group.pools_of(family):
+    if len(choices) > before or _has(kept, family) or not world.free.spaces(group.name, family):
         return
     if lacking:
         raise Refused(Reason.POOL_EXHAUSTED, f"ServiceGroup {group.name} has no free {family} address")

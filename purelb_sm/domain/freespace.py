@@ -13,6 +13,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import merge
 from itertools import islice
+from operator import attrgetter
 
 from purelb_sm.domain.addresses import Address, AddressRange, Family, address_at, family_of
 from purelb_sm.domain.groups import MAX_POOLS, Group, Pool
@@ -120,6 +121,9 @@ class IntervalSet:
                 return value
             index += 1
         return None
+
+
+_USED = attrgetter("used")
 
 
 class PoolSpace:
@@ -256,7 +260,7 @@ class FreeSpace:
         `balanced`: of the range with the fewest in use, the first written of those that have equally many.
         """
         spaces = self.spaces(group, family)
-        for space in sorted(spaces, key=lambda s: s.used) if balanced else spaces:
+        for space in sorted(spaces, key=_USED) if balanced else spaces:
             address = space.lowest()
             if address is not None:
                 return address

@@ -203,9 +203,8 @@ def _missing(request: Request, kept: Sequence[BookedAllocation], world: World) -
     return missing
 
 
-def _has_pool(group_name: str, family: object, world: World) -> bool:
-    group = world.groups.get(group_name)
-    return group is not None and family in group.families()
+def _has_pool(group_name: str, family: Family, world: World) -> bool:
+    return bool(world.free.spaces(group_name, family))
 
 
 def _sort_held(
