@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 
 from purelb_sm.allocator.groups import GroupNotice
-from purelb_sm.domain.book import EventNote, Publication
+from purelb_sm.domain.book import EventNote, PolicyReset, Publication
 from purelb_sm.domain.views import ObjectView, ServiceKey, ServiceView
 from purelb_sm.kube.client import MERGE_PATCH, KubeClient
 from purelb_sm.kube.events import EventRecorder
 from purelb_sm.kube.objects import SERVICE_GROUP, ObjectKey, Undecodable
-from purelb_sm.kube.publish import publish
+from purelb_sm.kube.publish import publish, set_traffic_policy
 from purelb_sm.kube.reflector import Reflector
 from purelb_sm.kube.resources import SERVICE_GROUPS
 
@@ -34,6 +34,9 @@ class KubeCluster:
 
     async def publish(self, publication: Publication) -> ServiceView:
         return await publish(self._client, publication)
+
+    async def reset_policy(self, reset: PolicyReset) -> ServiceView:
+        return await set_traffic_policy(self._client, reset.key, reset.uid, reset.resource_version, "Cluster")
 
     def absorb(self, view: ServiceView) -> None:
         self._services.absorb(view)

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import structlog
 
+from purelb_sm.allocator.blocked import Blocked
 from purelb_sm.allocator.cluster import KubeCluster
 from purelb_sm.allocator.engine import Engine
 from purelb_sm.allocator.intake import Intake
@@ -69,6 +70,7 @@ class Leading:
         self._show_head = show_head
         self._head_moved = asyncio.Event()
         self._waiting: dict[ServiceKey, None] = {}
+        self._blocked = Blocked()
         self.database_well = True
         self._all_seen = False
         self._publisher = Publisher(
@@ -201,8 +203,10 @@ class Leading:
             view = views[made.key]
             if made.again:
                 self._intake.queue.add(made.key)
-            if view is not None and (made.publication is not None or made.events):
+            if view is not None and made.told:
                 shown.append((made, view))
+        for key in self._blocked.waiting_for(obstacle for made in plans for obstacle in made.cleared):
+            self._intake.queue.add(key)
         if any(made.actions for made in plans):
             self._head_moved.set()
             self._teller.count()
@@ -213,6 +217,7 @@ class Leading:
             self._waiting[made.key] = None
         else:
             self._waiting.pop(made.key, None)
+        self._blocked.note(made.key, made.obstacles)
         self._metrics.waiting.set(len(self._waiting))
         for action in made.actions:
             if isinstance(action, Hold | Reclaim | Join):

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
 
 from purelb_sm.allocator.metrics import AllocatorMetrics
-from purelb_sm.domain.book import EventNote, Plan, Publication
+from purelb_sm.domain.book import EventNote, Plan, PolicyReset, Publication
 from purelb_sm.domain.views import ServiceKey, ServiceView
 from purelb_sm.errors import Conflict, KubeError, NotFound
 
@@ -29,6 +30,8 @@ class Cluster(Protocol):
     """What publishing needs of the cluster."""
 
     async def publish(self, publication: Publication) -> ServiceView: ...
+
+    async def reset_policy(self, reset: PolicyReset) -> ServiceView: ...
 
     def record(self, key: ServiceKey, uid: str, resource_version: str, note: EventNote) -> None: ...
 
@@ -114,34 +117,44 @@ class Publisher:
                     self._wake.notify_all()
 
     async def _show(self, made: Plan, view: ServiceView) -> None:
-        if made.publication is not None:
-            try:
-                written = await self._write(made.publication)
-            except Exception as error:
-                # None that the cluster answers with: our own mistake, which must cost nobody else.
-                log.exception("publish_raised", service=str(made.key))
-                self._failed(made.key, error)
-                return
+        publication = made.publication
+        if made.policy is not None:
+            # It comes first: until it is taken, the address is not shown with a policy that it cannot have.
+            written = await self._write(made.key, self._cluster.reset_policy(made.policy))
             if written is None:
                 return
-            if made.publication.ingress is not None and view.ingress:
+            self._cluster.record(written.key, written.uid, written.resource_version, made.policy.note)
+            view = written
+            if publication is not None:
+                publication = replace(publication, resource_version=written.resource_version)
+        if publication is not None:
+            written = await self._write(made.key, self._cluster.publish(publication))
+            if written is None:
+                return
+            if publication.ingress is not None and view.ingress:
                 self._taken_off(made.key)
             view = written
         self._failures.pop(made.key, None)
         for note in made.events:
             self._cluster.record(view.key, view.uid, view.resource_version, note)
 
-    async def _write(self, publication: Publication) -> ServiceView | None:
+    async def _write(self, key: ServiceKey, writing: Awaitable[ServiceView]) -> ServiceView | None:
+        """The Service as written; None where it was not, and then it comes back to the queue if it should."""
         started = time.perf_counter()
         try:
-            view = await self._cluster.publish(publication)
+            view = await writing
         except NotFound:
             # Deleted meanwhile: the watch says so, and the deletion is planned then.
             self._metrics.publish_failed.labels("NotFound").inc()
-            self._failures.pop(publication.key, None)
+            self._failures.pop(key, None)
             return None
         except KubeError as error:
-            self._failed(publication.key, error)
+            self._failed(key, error)
+            return None
+        except Exception as error:
+            # None that the cluster answers with: our own mistake, which must cost nobody else.
+            log.exception("publish_raised", service=str(key))
+            self._failed(key, error)
             return None
         self._metrics.publish.observe(time.perf_counter() - started)
         self._cluster.absorb(view)

@@ -228,6 +228,16 @@ class Publication:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyReset:
+    """One conditional write of a Service's `spec.externalTrafficPolicy`: Cluster. `note` tells its owner."""
+
+    key: ServiceKey
+    uid: str
+    resource_version: str
+    note: EventNote
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What is to be done about one key. All empty: the book and the cluster agree.
 
@@ -235,6 +245,7 @@ class Plan:
     again      this was a first step: to be planned again once it is committed, and written
     obstacles  what it waits for, where that is known (`domain.sharing.Obstacle`)
     cleared    obstacles that are gone once this is committed: who waits for one is to be planned again
+    policy     to be written before the publication, which shows the address
     """
 
     key: ServiceKey
@@ -245,10 +256,16 @@ class Plan:
     again: bool = False
     obstacles: tuple[Hashable, ...] = ()
     cleared: tuple[Hashable, ...] = ()
+    policy: PolicyReset | None = None
 
     @property
     def silent(self) -> bool:
-        return not self.actions and self.publication is None and not self.events
+        return not self.actions and not self.told
+
+    @property
+    def told(self) -> bool:
+        """Whether the cluster is to hear of it."""
+        return self.publication is not None or bool(self.events) or self.policy is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from purelb_sm.domain.book import (
     Leave,
     Observe,
     Plan,
+    PolicyReset,
     Publication,
     Reclaim,
     Refuse,
@@ -35,6 +36,7 @@ from purelb_sm.domain.book import (
 from purelb_sm.domain.choose import Choice, World, adopt, choose, give_back, lacks_ranges
 from purelb_sm.domain.groups import PoolType
 from purelb_sm.domain.members import apart, clashes, set_keys, set_ports, shown_by_others
+from purelb_sm.domain.policy import judge_policy
 from purelb_sm.domain.publication import (
     branded,
     condition_allocated,
@@ -244,15 +246,17 @@ def _settle(
     fresh = draft.service is None or draft.service.state is ServiceState.PENDING
     if choices or leaving or fresh:
         draft.actions.append(Allocate(view.key, view.uid, group))
-    condition = condition_allocated(view, addresses, group, now)
+    policy = judge_policy(view, addresses, request.sharing_key is not None, world)
+    condition = condition_allocated(view, addresses, group, now, policy.remark)
     publication = publish_allocated(
         view, addresses, group, _pool_type(view, group, world), condition, granted=not later
     )
+    draft.events += policy.events
     draft.events += _warnings(view, request, addresses, group, world)
     draft.events += apart(request, kept, world)
     draft.events += _allocated_events(view, addresses, group)
     draft.events += [_released_event([a]) for a in _gone(view, leaving, draft.reclaimable) if a not in addresses]
-    return _finish(draft, publication, again=bool(later))
+    return _finish(draft, publication, again=bool(later), policy=policy.reset)
 
 
 def _in_order(
@@ -305,7 +309,8 @@ def _keep(draft: _Draft, refusal: Refused, world: World, now: datetime) -> Plan:
     condition = condition_refused(view, refusal.reason, refusal.message, now)
     publication = publish_allocated(view, addresses, group, _pool_type(view, group, world), condition)
     draft.events += _refused_events(view, refusal)
-    return _finish(draft, publication, refusal)
+    shared = any(allocation.sharing_key is not None for allocation in draft.held)
+    return _finish(draft, publication, refusal, policy=judge_policy(view, addresses, shared, world).reset)
 
 
 def _refuse(draft: _Draft, refusal: Refused, now: datetime, *, touch: bool = True) -> Plan:
@@ -420,7 +425,12 @@ def _refused_events(view: ServiceView, refusal: Refused) -> list[EventNote]:
 
 
 def _finish(
-    draft: _Draft, publication: Publication | None, refusal: Refused | None = None, *, again: bool = False
+    draft: _Draft,
+    publication: Publication | None,
+    refusal: Refused | None = None,
+    *,
+    again: bool = False,
+    policy: PolicyReset | None = None,
 ) -> Plan:
     draft.follow()
     return Plan(
@@ -432,4 +442,5 @@ def _finish(
         again=again,
         obstacles=refusal.obstacles if refusal is not None else (),
         cleared=tuple(draft.cleared),
+        policy=policy,
     )

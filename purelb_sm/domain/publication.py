@@ -75,9 +75,11 @@ def publish_withdrawn(view: ServiceView, *, ingress_is_ours: bool) -> Publicatio
     return _difference(view, () if ingress_is_ours and view.ingress else None, annotations, kept)
 
 
-def condition_allocated(view: ServiceView, addresses: Iterable[Address], group: str, now: datetime) -> Condition:
-    text = ", ".join(str(address) for address in addresses)
-    return _condition(view, "True", "Allocated", f"{text} from pool {group}", now)
+def condition_allocated(
+    view: ServiceView, addresses: Iterable[Address], group: str, now: datetime, remark: str = ""
+) -> Condition:
+    text = ", ".join(str(address) for address in addresses) + f" from pool {group}"
+    return _condition(view, "True", "Allocated", f"{text}; {remark}" if remark else text, now)
 
 
 def condition_refused(view: ServiceView, reason: Reason, message: str, now: datetime) -> Condition:

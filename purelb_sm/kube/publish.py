@@ -35,6 +35,17 @@ async def patch_annotations(
     return await _patch(client, path, body)
 
 
+async def set_traffic_policy(
+    client: KubeClient, key: ServiceKey, uid: str, resource_version: str, policy: str
+) -> ServiceView:
+    """Sets `spec.externalTrafficPolicy`, conditionally. The one thing of a spec that we write. Raises as `publish`."""
+    body: dict[str, object] = {
+        "metadata": _metadata(uid, resource_version, {}),
+        "spec": {"externalTrafficPolicy": policy},
+    }
+    return await _patch(client, SERVICES.path(key.name, key.namespace), body)
+
+
 def render(publication: Publication) -> dict[str, object]:
     """The body of the merge PATCH (RFC 7396). Lists are replaced whole by it, so conditions are sent all together."""
     status: dict[str, object] = {}

@@ -61,6 +61,10 @@ class Office:
         )
         self.engine.set_groups(self.groups)
 
+    def regroup(self, **groups: Any) -> None:
+        self.groups = [group_view(name, spec) for name, spec in groups.items()]
+        self.engine.set_groups(self.groups)
+
     # Users.
 
     def create(self, name: str, key: str | None = None, *on: str, **changes: Any) -> None:
@@ -98,9 +102,16 @@ class Office:
         made = self.engine.plan_batch({key: self.services.get(key) for key in map(key_of, names_)})
         assert len(made) == len(names_), "one was left out of its batch"
         for each in made:
+            publication = each.publication
+            if each.policy is not None:
+                assert self.services[each.key].resource_version == each.policy.resource_version
+                self.events.append((each.key.name, each.policy.note))
+                self.edit(str(each.key), external_traffic_policy="Cluster")
+            if publication is not None and each.policy is not None:
+                publication = replace(publication, resource_version=self.services[each.key].resource_version)
+            if publication is not None:
+                self._take(publication)
             self.events += [(each.key.name, note) for note in each.events]
-            if each.publication is not None:
-                self._take(each.publication)
         return made
 
     def settle(self, *names_: str) -> None:

@@ -11,9 +11,9 @@ import pytest
 
 from purelb_sm.allocator.metrics import AllocatorMetrics
 from purelb_sm.allocator.publisher import Publisher
-from purelb_sm.domain.book import EventNote, Plan, Publication
+from purelb_sm.domain.book import EventNote, Plan, PolicyReset, Publication
 from purelb_sm.domain.views import Ingress, ServiceKey, ServiceView
-from purelb_sm.errors import Conflict, KubeError, NotFound, Throttled, Unavailable
+from purelb_sm.errors import Conflict, Forbidden, KubeError, NotFound, Throttled, Unavailable
 from tests.support.domain import service
 
 NOTE = EventNote("Normal", "IPAllocated", "Assigned IP 10.0.0.1 from pool default")
@@ -26,6 +26,7 @@ class FakeCluster:
     errors: list[Exception] = field(default_factory=list)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     writes: list[ServiceKey] = field(default_factory=list)
+    versions: list[str] = field(default_factory=list)
     events: list[tuple[ServiceKey, str]] = field(default_factory=list)
     absorbed: list[ServiceView] = field(default_factory=list)
     running: int = 0
@@ -37,11 +38,18 @@ class FakeCluster:
         try:
             await self.gate.wait()
             self.writes.append(publication.key)
+            self.versions.append(publication.resource_version)
             if self.errors:
                 raise self.errors.pop(0)
             return replace(service(key=publication.key), resource_version="11")
         finally:
             self.running -= 1
+
+    async def reset_policy(self, reset: PolicyReset) -> ServiceView:
+        self.writes.append(reset.key)
+        if self.errors:
+            raise self.errors.pop(0)
+        return replace(service(key=reset.key), resource_version="10.5")
 
     def record(self, key: ServiceKey, uid: str, resource_version: str, note: EventNote) -> None:
         self.events.append((key, resource_version))
@@ -55,6 +63,12 @@ def item(name: str) -> tuple[Plan, ServiceView]:
     view = service(key=key)
     publication = Publication(key, view.uid, view.resource_version, (), {"a": "b"}, None)
     return Plan(key, publication=publication, events=(NOTE,)), view
+
+
+def with_reset(name: str) -> tuple[Plan, ServiceView]:
+    made, view = item(name)
+    note = EventNote("Warning", "LocalOverride", "set to Cluster")
+    return replace(made, policy=PolicyReset(view.key, view.uid, view.resource_version, note)), view
 
 
 @asynccontextmanager
@@ -187,3 +201,41 @@ async def test_a_service_deleted_meanwhile_is_left_to_the_watch() -> None:
         await publisher.drained()
     assert requeued == []
     assert cluster.events == []
+
+
+@pytest.mark.spec("A16", "C10")
+async def test_the_policy_is_set_back_before_the_address_is_shown() -> None:
+    cluster = FakeCluster()
+    cluster.gate.set()
+    async with publishing(cluster) as (publisher, requeued):
+        await publisher.submit([with_reset("a")])
+        await publisher.drained()
+    key = ServiceKey("test", "a")
+    assert cluster.writes == [key, key]
+    assert cluster.versions == ["10.5"], "the status is written on top of what we wrote ourselves, and of nothing else"
+    assert cluster.events == [(key, "10.5"), (key, "11")]
+    assert requeued == []
+
+
+@pytest.mark.spec("A16")
+@pytest.mark.parametrize("error", [Conflict("409"), Unavailable("gone away"), Forbidden("403"), RuntimeError("ours")])
+async def test_nothing_is_shown_while_the_policy_cannot_be_set_back(error: Exception) -> None:
+    cluster = FakeCluster(errors=[error, error])
+    cluster.gate.set()
+    async with publishing(cluster) as (publisher, requeued):
+        for _ in range(2):
+            await publisher.submit([with_reset("a")])
+            await publisher.drained()
+    assert cluster.versions == []
+    assert cluster.events == []
+    assert [name for name, _ in requeued] == ["a", "a"]
+    assert 0 < requeued[0][1] < requeued[1][1], "and it is no loop"
+
+
+async def test_a_service_that_went_meanwhile_is_not_written() -> None:
+    cluster = FakeCluster(errors=[NotFound("404")])
+    cluster.gate.set()
+    async with publishing(cluster) as (publisher, requeued):
+        await publisher.submit([with_reset("a")])
+        await publisher.drained()
+    assert (cluster.versions, cluster.events, requeued) == ([], [], [])
