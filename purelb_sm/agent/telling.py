@@ -53,6 +53,8 @@ class Telling:
         self._queue = WorkQueue()
         self._busy: set[ServiceKey] = set()
         self._open = False
+        self._told: dict[Address, tuple[ServiceKey, ...]] = {}
+        """Whom an address that we hold was for when that was last said."""
 
     def open(self) -> None:
         """From now on the ledger says what the kernel holds."""
@@ -63,12 +65,16 @@ class Telling:
     # Listener.
 
     def announced(self, desired: Desired, *, new: bool) -> None:
+        told = () if new else self._told.get(desired.address, ())
+        self._told[desired.address] = desired.services
         for key in desired.services:
-            if new:
+            # One that shares an address which is here already is told as if it came with it.
+            if new or (self._open and key not in told):
                 self._record(key, desired)
             self.look_at(key)
 
     def withdrawn(self, address: Address) -> None:
+        self._told.pop(address, None)
         for key in self._table.services_of(address):
             self.look_at(key)
 

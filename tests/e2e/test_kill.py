@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from purelb_sm.errors import KubeError, NotFound
-from purelb_sm.kube.client import KubeClient
+from purelb_sm.kube.client import MERGE_PATCH, KubeClient
 from purelb_sm.kube.resources import NAMESPACES, SERVICE_GROUPS, SERVICES
 from tests.e2e.test_allocator import moves, rows, states, verified
 from tests.support.processes import ApiProcess, Process, allocator_process, api_process
@@ -49,6 +49,10 @@ class Stage:
 
     async def create(self, name: str, **more: Any) -> None:
         await self.client.request("POST", SERVICES.collection(NAMESPACE), body=service_object(name, **more))
+
+    async def edit(self, name: str, patch: dict[str, Any]) -> None:
+        path = SERVICES.path(name, NAMESPACE)
+        await self.client.request("PATCH", path, body=patch, content_type=MERGE_PATCH)
 
     async def delete(self, name: str) -> None:
         await self.client.request("DELETE", SERVICES.path(name, NAMESPACE))

@@ -11,11 +11,14 @@ import pytest
 from sqlalchemy import Engine, event
 
 from purelb_sm.domain.addresses import AddressRange
-from purelb_sm.domain.book import Observe, Refuse
+from purelb_sm.domain.book import Allocate, Hold, Join, Observe, Plan, Refuse
+from purelb_sm.domain.views import Port, ServiceKey
 from purelb_sm.errors import Reason
 from purelb_sm.store.audit import Audit, Filter
-from tests.support.book import DNS, NOW, WEB, Agent, Desk
+from tests.support.book import DNS, HTTP, NOW, WEB, Agent, Desk
 from tests.support.databases import new_sqlite
+
+API, SSH = ServiceKey("shop", "api"), ServiceKey("shop", "ssh")
 
 
 def plans(engine: Engine, work: Callable[[], Any]) -> dict[str, list[str]]:
@@ -73,6 +76,17 @@ def test_no_transaction_scans_a_table(desk: Desk) -> None:
             unit.held_in(["shop", "infra"], ["default"])
             list(unit.held_addresses([AddressRange(ip_address("10.0.0.0"), ip_address("10.0.0.255"))]))
             unit.lose_node("node2", "?")
+        hold = Hold(API, "v", ip_address("10.0.0.2"), "default", HTTP, sharing_key="K")
+        desk.do(API, Observe(API, "v"), hold, Allocate(API, "v", "default"))
+        with desk.unit() as unit:
+            unit.load({SSH: "w"})
+            join = Join(SSH, "w", ip_address("10.0.0.2"), "default", "K", (Port("TCP", 22),))
+            made = Plan(SSH, (Observe(SSH, "w"), join, Allocate(SSH, "w", "default")))
+            unit.expect([made])
+            unit.apply(made)
+            unit.commit()
+        with desk.unit() as unit:
+            assert [len(one.members) for one in unit.shared()] == [2]
         desk.withdraw(WEB)
         desk.ask_again(WEB)
         desk.withdraw(WEB)

@@ -72,7 +72,7 @@ class Office:
         annotations = changes.pop("annotations", {}) | ({} if key is None else {names.ALLOW_SHARED_IP: key})
         self.services[which] = service(
             key=which,
-            uid=f"uid-{next(self._uids)}",
+            uid=f"uid-{which.name}-{next(self._uids)}",
             resource_version=str(next(self._versions)),
             ports=ports(*on) if on else ports("80"),
             annotations=annotations,
