@@ -102,6 +102,7 @@ def _numbers(group: Group | None, usage: GroupUsage) -> dict[str, Any]:
         found[f"allocated{family.value}"] = min(of.held, COUNT_MAX)
         found[f"available{family.value}"] = None if group is None else min(of.available, COUNT_MAX)
         found[f"quarantined{family.value}"] = min(of.quarantined, COUNT_MAX)
+        found[f"reserved{family.value}"] = None if group is None else min(of.reserved, COUNT_MAX)
         found[f"orphaned{family.value}"] = min(of.orphaned, COUNT_MAX)
     return found
 

@@ -28,6 +28,12 @@ class AllocatorMetrics:
             ["pool", "family"],
             registry=r,
         )
+        self.pool_reserved = Gauge(
+            "purelb_address_pool_addresses_reserved",
+            "Addresses kept by reservation, held by nobody",
+            ["pool", "family"],
+            registry=r,
+        )
         self.pool_orphaned = Gauge(
             "purelb_address_pool_addresses_orphaned",
             "Addresses in use that no range has",
@@ -73,6 +79,7 @@ class AllocatorMetrics:
                 (self.pool_in_use, of.held),
                 (self.pool_available, of.available),
                 (self.pool_quarantined, of.quarantined),
+                (self.pool_reserved, of.reserved),
                 (self.pool_orphaned, of.orphaned),
             ):
                 gauge.labels(pool, family.value).set(value)
@@ -84,6 +91,7 @@ class AllocatorMetrics:
             self.pool_in_use,
             self.pool_available,
             self.pool_quarantined,
+            self.pool_reserved,
             self.pool_orphaned,
         ):
             gauge.remove_by_labels({"pool": pool})

@@ -26,6 +26,7 @@ class FamilyUsage:
     available    that may be given to a claim that comes now
     held         by Services, those outside every range included
     quarantined  given back, and kept from other claims: on their way out, or in quarantine
+    reserved     kept by reservation, and held by nobody
     orphaned     of those held or quarantined, those that no range of any group has any more
     """
 
@@ -33,6 +34,7 @@ class FamilyUsage:
     available: int = 0
     held: int = 0
     quarantined: int = 0
+    reserved: int = 0
     orphaned: int = 0
 
 
@@ -87,6 +89,7 @@ class Usage:
                 self._counts[(group, family, AllocationState.HELD)],
                 self._counts[(group, family, AllocationState.RELEASING)]
                 + self._counts[(group, family, AllocationState.QUARANTINED)],
+                free.reserved(group, family),
                 self._orphaned[(group, family)],
             )
             if size and free.lowest(group, family) is None:

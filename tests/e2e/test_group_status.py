@@ -72,6 +72,8 @@ async def test_the_status_says_what_the_group_has(tmp_path: Path) -> None:
                 "availableIPv6": 2**63 - 1,
                 "quarantinedIPv4": 1,
                 "quarantinedIPv6": 1,
+                "reservedIPv4": 0,
+                "reservedIPv6": 0,
                 "orphanedIPv4": 0,
                 "orphanedIPv6": 0,
             }
