@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from purelb_sm.cli.main import app
 from purelb_sm.cli.settings_page import PREFIX, VERBS, flags, page, variable
 from purelb_sm.settings import AllocatorSettings, ClusterSettings
 
@@ -37,3 +40,28 @@ def test_no_link_of_the_docs_leads_nowhere(file: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", file.read_text()):
         if not target.startswith("http"):
             assert (file.parent / target).exists(), f"{file.name} links to {target}"
+
+
+def _fields(schema: dict[str, Any]) -> set[str]:
+    found: set[str] = set()
+    for name, field in schema.get("properties", {}).items():
+        found |= {name} | _fields(field.get("items", field))
+    return found
+
+
+def test_every_field_of_a_service_group_is_on_its_page() -> None:
+    document = yaml.safe_load((ROOT / "deploy" / "crds" / "servicegroups.yaml").read_text())
+    page = (ROOT / "docs" / "reference" / "servicegroup.md").read_text()
+    told = set(re.findall(r"`([A-Za-z0-9]+)`", page))
+    for version in document["spec"]["versions"]:
+        parts = version["schema"]["openAPIV3Schema"]["properties"]
+        status = set(parts["status"]["properties"])
+        outside = _fields(parts["spec"]["properties"]["external"]) | _fields(parts["spec"]["properties"]["netbox"])
+        assert (_fields(parts["spec"]) | status) - (outside - {"announce", "aggregation"}) <= told
+
+
+def test_every_verb_is_on_the_page_of_the_command_line() -> None:
+    page = (ROOT / "docs" / "reference" / "cli.md").read_text()
+    verbs = [command.name for command in app.registered_commands]
+    assert len(verbs) > 10
+    assert [verb for verb in verbs if f"`purelb {verb}`" not in page] == []
