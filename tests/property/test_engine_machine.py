@@ -13,6 +13,7 @@ import sqlite3
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from ipaddress import ip_address
@@ -33,17 +34,20 @@ from hypothesis.stateful import (
 
 from purelb_sm.allocator.engine import Engine
 from purelb_sm.domain import names
-from purelb_sm.domain.addresses import Address, Family, family_of
+from purelb_sm.domain.addresses import Address, AddressRange, Family, family_of
 from purelb_sm.domain.book import Plan, Publication
 from purelb_sm.domain.freespace import FreeSpace
 from purelb_sm.domain.groups import Group
 from purelb_sm.domain.publication import branded, current_condition, shown_addresses
 from purelb_sm.domain.reports import NodeReport, ReportedAddress
+from purelb_sm.domain.reservations import Reservations, parse_reserved
 from purelb_sm.domain.states import AllocationState, AnnouncementState
 from purelb_sm.domain.views import Ingress, ObjectView, ServiceKey, ServiceView
-from purelb_sm.errors import TermLost
+from purelb_sm.errors import InvalidInput, TermLost
 from purelb_sm.store import Book, schema
-from purelb_sm.store.audit import Audit
+from purelb_sm.store.audit import Audit, Filter, HistoryRow
+from purelb_sm.store.engine import make_engine
+from purelb_sm.store.reserving import Registrar
 from tests.support.domain import NOW, group_view, pools, service
 
 KEYS = [ServiceKey("test", name) for name in "abc"]
@@ -65,7 +69,8 @@ SPECS: list[Any] = [
 WISHES = ["", "", "10.0.0.1", "10.0.0.2", "10.0.0.3,fd30::1", "junk"]
 GROUPS = ("default", "other")
 MOVES = ["come", "go", "come", "go", "again", "ClusterIP", "LoadBalancer", "turn", "other", "deleting", "unbrand"]
-MOVES += ["touch", "families", "wish", "group"]
+MOVES += ["touch", "families", "wish", "group", "group", "anew", "anew"]
+RESERVED = [parse_reserved(text) for text in ("10.0.0.1", "10.0.0.2", "10.0.0.1-10.0.0.3", "10.0.0.3", "fd30::/64")]
 SETTLE_S = 3.0
 
 
@@ -111,6 +116,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.url = f"sqlite:///{self.folder / 'book.db'}"
         shutil.copyfile(template(), self.folder / "book.db")
         self.reader = sqlite3.connect(self.folder / "book.db")
+        self.registrar = Registrar(make_engine(self.url), "a person")
         self.now = NOW
         self.versions = itertools.count(100)
         self.uids = itertools.count(1)
@@ -128,6 +134,7 @@ class EngineMachine(RuleBasedStateMachine):
             for leader in (self.leader, *self.old):
                 leader.book.close()
             self.reader.close()
+            self.registrar.close()
             shutil.rmtree(self.folder, ignore_errors=True)
 
     # -- the allocator ------------------------------------------------------------------------------------------
@@ -230,6 +237,27 @@ class EngineMachine(RuleBasedStateMachine):
         self.groups.pop(name, None)
         if spec is not None:
             self.groups[name] = replace(group_view(name, spec), uid=f"g{next(self.uids)}", created_at=self.now)
+
+    # -- rules: reservations ------------------------------------------------------------------------------------
+
+    @rule(
+        range_=st.sampled_from(RESERVED),
+        key=st.sampled_from([None, *KEYS]),
+        seconds=st.sampled_from([None, None, 5, 30]),
+        lifts=st.booleans(),
+    )
+    def a_person_reserves_or_lifts(
+        self, range_: AddressRange, key: ServiceKey | None, seconds: int | None, lifts: bool
+    ) -> None:
+        with suppress(InvalidInput):
+            if lifts:
+                self.registrar.unreserve(range_, self.now)
+            else:
+                until = None if seconds is None else self.now + timedelta(seconds=seconds)
+                self.registrar.reserve(range_, key, "why not", until, self.now)
+
+    def in_force(self) -> Reservations:
+        return Reservations(each.reservation for each in self.registrar.recorded(self.now, ended=False))
 
     # -- rules: the allocator -----------------------------------------------------------------------------------
 
@@ -369,9 +397,11 @@ class EngineMachine(RuleBasedStateMachine):
             return
         fresh = FreeSpace(world.groups)
         fresh.take_all(self.owners())
+        fresh.reserve(self.leader.engine._keeping.closed)
         for group in world.groups.values():
             for family in Family:
                 assert world.free.counts(group.name, family) == fresh.counts(group.name, family)
+                assert world.free.reserved(group.name, family) == fresh.reserved(group.name, family)
                 assert world.free.lowest(group.name, family) == fresh.lowest(group.name, family)
 
     @invariant()
@@ -427,6 +457,7 @@ class EngineMachine(RuleBasedStateMachine):
                 assert not set(view.annotations) & set(names.OURS)
                 assert current_condition(view) is None
                 continue
+            assert names.RE_EVALUATE not in view.annotations
             condition = current_condition(view)
             assert condition is not None
             assert (condition.status == "False") == (key in waiting)
@@ -442,9 +473,13 @@ class EngineMachine(RuleBasedStateMachine):
         group = groups.get("default")
         if group is None:
             return
-        taken_ = set(self.owners())
+        taken_, reserved = set(self.owners()), self.in_force()
         wanted = [Family(f) for f in view.ip_families]
-        free = {f: any(a not in taken_ for p in group.pools_of(f) for a in each(p.range)) for f in wanted}
+
+        def to_be_had(address: Address) -> bool:
+            return address not in taken_ and not reserved.keeps_from(address, view.key)
+
+        free = {f: any(to_be_had(a) for p in group.pools_of(f) for a in each(p.range)) for f in wanted}
         served = [f for f in wanted if group.pools_of(f)]
         if view.ip_family_policy == "PreferDualStack":
             assert not served or not all(free[f] for f in served)
@@ -464,8 +499,23 @@ class EngineMachine(RuleBasedStateMachine):
         audit = Audit.open(self.url)
         try:
             audit.verify()
+            self.reservations_were_kept(audit.history(Filter()))
         finally:
             audit.close()
+
+    def reservations_were_kept(self, history: Iterable[HistoryRow]) -> None:
+        """Nobody was given what was reserved at that moment, in the order of history, but what it showed already."""
+        reserved: dict[AddressRange, str] = {}
+        for row in history:
+            if row.kind == "reservation":
+                range_ = parse_reserved(str(row.details["range"]))
+                if row.to_state == "reserved":
+                    reserved[range_] = f"{row.namespace}/{row.name}"
+                else:
+                    del reserved[range_]
+            elif row.trigger in ("hold", "reclaim") and row.reason != "adopted from the cluster":
+                whose = {claim for range_, claim in reserved.items() if ip_address(row.address) in range_}
+                assert whose <= {f"{row.namespace}/{row.name}"}, f"row {row.seq}: {row.address} is reserved for {whose}"
 
 
 def each(range_: Any) -> Iterator[Address]:
@@ -497,6 +547,8 @@ def edited(view: ServiceView, move: str, families: Any, wish: str) -> ServiceVie
             name, text = (names.ADDRESSES, wish) if move == "wish" else (names.SERVICE_GROUP, wish and "other")
             annotations.pop(name, None)
             return replace(view, annotations=annotations | ({name: text} if text else {}))
+        case "anew":
+            return replace(view, annotations=annotations | {names.RE_EVALUATE: "true"})
     return view
 
 
@@ -525,7 +577,7 @@ def template() -> Path:
     return _template[0]
 
 
-@pytest.mark.spec("A17", "A19", "A20", "A21", "B1", "B4", "B5", "E4", "E6")
+@pytest.mark.spec("A23", "A26", "A17", "A19", "A20", "A21", "B1", "B4", "B5", "E4", "E6")
 def test_no_interleaving_gives_one_address_to_two_or_loses_one() -> None:
     run_state_machine_as_test(
         EngineMachine,
