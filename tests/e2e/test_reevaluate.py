@@ -179,3 +179,23 @@ async def test_killed_between_the_move_and_its_write_the_next_shows_the_new_addr
         holds = rows(stage.database, "SELECT address FROM history WHERE trigger = 'hold' ORDER BY seq")
         assert holds == [(OLD,), (NEW,)]
         assert verified(stage.database).rows > 0
+
+
+@pytest.mark.spec("A23", "A15", "A16")
+async def test_one_of_two_that_share_an_address_moves_and_the_other_keeps_it(tmp_path: Path) -> None:
+    key = {"purelb.io/allow-shared-ip": "k"}
+    async with a_cluster(tmp_path, *GROUPS) as cluster:
+        database = a_database(tmp_path)
+        async with an_allocator(cluster, database):
+            cluster.create(service_object(annotations=key))
+            assert await cluster.given() == [OLD]
+            cluster.create(service_object("stays", annotations=key, ports=[{"port": 443}]))
+            assert await cluster.given("stays") == [OLD]
+            await annotate(cluster, service_group="other", re_evaluate="true")
+            await eventually(lambda: cluster.shown() == [NEW] and not wishes(cluster))
+            # Its port there is free by then, and not before.
+            cluster.create(service_object("comes", annotations=key))
+            assert await cluster.given("comes") == [OLD]
+            assert (cluster.shown(), cluster.shown("stays")) == ([NEW], [OLD])
+            assert states(database) == {OLD: "held", NEW: "held"}
+        assert verified(database).rows > 0

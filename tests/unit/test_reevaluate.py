@@ -212,3 +212,31 @@ def test_what_is_shared_is_left_in_a_second_step_and_the_wish_stays_until_then()
     assert told(last) == [("leave", "10.0.0.1")]
     assert last.publication is not None
     assert last.publication.annotations[names.RE_EVALUATE] is None
+
+
+@pytest.mark.spec("A23", "A24")
+def test_into_a_multi_pool_group_and_out_of_it() -> None:
+    many = pools("10.0.3.0-10.0.3.3", "10.0.4.0-10.0.4.3", kind="remote", multiPool=True)
+    there = world(group("default", pools("10.0.0.0-10.0.0.3")), group("many", many))
+    there.free.take_all(ip_address(a) for a in ("10.0.0.1", "10.0.4.2"))
+    into = shown_as_given(service(), "10.0.0.1", **wish("many", **ANEW))
+    made = plan(KEY, into, holding("10.0.0.1"), there, NOW)
+    assert told(made) == [("hold", "10.0.3.0"), ("hold", "10.0.4.0"), ("leave", "10.0.0.1")]
+    held = Booked(
+        service=booked_service(),
+        held=(allocation("10.0.3.0", group="many"), allocation("10.0.4.0", number=2, group="many")),
+    )
+    out = shown_as_given(service(), "10.0.3.0", "10.0.4.0", **wish("default", **ANEW))
+    made = plan(KEY, out, held, there, NOW)
+    assert told(made) == [("hold", "10.0.0.0"), ("leave", "10.0.3.0"), ("leave", "10.0.4.0")]
+
+
+@pytest.mark.spec("A23", "A25")
+def test_a_move_across_the_boundary_of_a_namespace_is_not_made() -> None:
+    fenced = group("fenced", pools("10.0.5.0-10.0.5.3") | {"namespaces": ["shop"], "enforceNamespaces": True})
+    there = world(group("default", pools("10.0.0.0-10.0.0.3")), fenced)
+    there.free.take(ip_address("10.0.0.1"))
+    view = shown_as_given(service(), "10.0.0.1", **wish("fenced", **ANEW))
+    made = plan(KEY, view, holding("10.0.0.1"), there, NOW)
+    assert made.actions == ()
+    assert [e.message.split(":")[0] for e in made.events] == ["NamespaceNotAllowed"]
