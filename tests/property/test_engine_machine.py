@@ -50,7 +50,7 @@ from purelb_sm.store.engine import make_engine
 from purelb_sm.store.reserving import Registrar
 from tests.support.domain import NOW, group_view, pools, service
 
-KEYS = [ServiceKey("test", name) for name in "abc"]
+KEYS = [ServiceKey("test", "a"), ServiceKey("test", "b"), ServiceKey("tenant", "c")]
 NODES = ("node1", "node2")
 FAMILIES = [
     (("IPv4",), "SingleStack"),
@@ -65,6 +65,9 @@ SPECS: list[Any] = [
     pools("10.0.0.2-10.0.0.4", quarantine="10s"),
     pools("10.0.0.1-10.0.0.2", "fd30::1-fd30::1", quarantine="10s", kind="remote"),
     {"local": {"v4pools": "junk"}},
+    pools("10.0.0.1-10.0.0.4", "fd30::1-fd30::3", quarantine="10s") | {"maxPerNamespace": 1},
+    pools("10.0.0.1-10.0.0.2", "10.0.0.3-10.0.0.4", "fd30::1-fd30::1", quarantine="10s", kind="remote", multiPool=True),
+    pools("10.0.0.3-10.0.0.4", quarantine="10s") | {"namespaces": ["tenant"], "enforceNamespaces": True},
 ]
 WISHES = ["", "", "10.0.0.1", "10.0.0.2", "10.0.0.3,fd30::1", "junk"]
 GROUPS = ("default", "other")
@@ -421,6 +424,20 @@ class EngineMachine(RuleBasedStateMachine):
                 found = usage.of(family)
                 assert (found.held, found.quarantined, found.orphaned) == (held, len(mine) - held, orphaned)
 
+    @invariant()
+    def what_a_namespace_holds_is_what_the_book_says(self) -> None:
+        world = self.leader.engine._world
+        if world is None or not world.quota.limits:
+            return
+        select = (
+            "SELECT DISTINCT s.namespace, a.group_name, a.id FROM membership m JOIN service s ON s.uid = m.service_uid"
+            " JOIN allocation a ON a.id = m.allocation_id WHERE m.until_at IS NULL"
+        )
+        held = Counter((str(namespace), str(group)) for namespace, group, _ in self.reader.execute(select))
+        for namespace in {key.namespace for key in KEYS}.difference(world.quota.unknown(k.namespace for k in KEYS)):
+            for group in world.quota.limits:
+                assert world.quota.held(namespace, group) == held[(namespace, group)]
+
     # -- the end ------------------------------------------------------------------------------------------------
 
     def converge(self) -> None:
@@ -462,7 +479,8 @@ class EngineMachine(RuleBasedStateMachine):
             assert condition is not None
             assert (condition.status == "False") == (key in waiting)
             if condition.status == "True":
-                assert len(view.ingress) == len(view.ip_families) or view.ip_family_policy == "PreferDualStack"
+                families = {family_of(a).value for a in shown_addresses(view)}
+                assert families == set(view.ip_families) or view.ip_family_policy == "PreferDualStack"
             else:
                 self.could_not_be_served(view, groups)
 
@@ -470,8 +488,13 @@ class EngineMachine(RuleBasedStateMachine):
         """A plain request for the default group waits only while there is nothing free for it."""
         if view.annotations.get(names.ADDRESSES) or view.annotations.get(names.SERVICE_GROUP) or view.ingress:
             return
-        group = groups.get("default")
-        if group is None:
+        group, world = groups.get("default"), self.leader.engine._world
+        assert world is not None
+        bindings, namespace = world.bindings, view.key.namespace
+        if group is None or bindings.barrier(namespace, "default") or bindings.default_group(namespace) != "default":
+            return
+        limit, has = group.rule.max_per_namespace, world.quota.held(namespace, "default")
+        if limit is not None and has + len([f for f in view.ip_families if group.pools_of(Family(f))]) > limit:
             return
         taken_, reserved = set(self.owners()), self.in_force()
         wanted = [Family(f) for f in view.ip_families]
