@@ -1,4 +1,4 @@
-"""Which Services wait for what another has: a port of a shared address, or the address itself.
+"""Which Services wait for what others have: an address, a port of a shared one, room in a quota; or for a node.
 
 They are planned again when that is given up, and not before: a refusal is no loop (spec A).
 """
@@ -6,7 +6,9 @@ They are planned again when that is given up, and not before: a refusal is no lo
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from itertools import islice
 
+from purelb_sm.domain.quota import Room, may_be_served
 from purelb_sm.domain.views import ServiceKey
 
 
@@ -22,16 +24,29 @@ class Blocked:
 
     def note(self, key: ServiceKey, obstacles: tuple[Hashable, ...]) -> None:
         """What this Service waits for now; empty where it waits for nothing of the kind."""
+        wanted = dict.fromkeys(obstacles)
         for obstacle in self._obstacles.pop(key, ()):
+            if obstacle in wanted:
+                # It keeps its place among those who wait.
+                continue
             waiters = self._waiters[obstacle]
             waiters.pop(key, None)
             if not waiters:
                 del self._waiters[obstacle]
-        if obstacles:
-            self._obstacles[key] = tuple(dict.fromkeys(obstacles))
-            for obstacle in self._obstacles[key]:
-                self._waiters.setdefault(obstacle, {})[key] = None
+        if wanted:
+            self._obstacles[key] = tuple(wanted)
+            for obstacle in wanted:
+                self._waiters.setdefault(obstacle, {}).setdefault(key)
 
     def waiting_for(self, cleared: Iterable[Hashable]) -> list[ServiceKey]:
         """Who waits for one of these, the longest waiting first."""
-        return list(dict.fromkeys(key for obstacle in cleared for key in self._waiters.get(obstacle, ())))
+        rooms: list[Room] = []
+        found: dict[ServiceKey, None] = {}
+        for obstacle in cleared:
+            if isinstance(obstacle, Room):
+                rooms.append(obstacle)
+            else:
+                found |= self._waiters.get(obstacle, {})
+        for room, number in may_be_served(rooms):
+            found |= dict.fromkeys(islice(self._waiters.get(room, ()), number))
+        return list(found)

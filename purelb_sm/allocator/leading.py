@@ -26,6 +26,7 @@ from purelb_sm.allocator.teller import GroupTeller
 from purelb_sm.allocator.thread import BookThread
 from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.book import Hold, Join, Leave, Plan, Reclaim, Refuse
+from purelb_sm.domain.ranges import Nodes
 from purelb_sm.domain.usage import GroupUsage
 from purelb_sm.domain.views import ServiceKey, ServiceView
 from purelb_sm.errors import DatabaseUnavailable, StoreError, TermLost
@@ -285,7 +286,7 @@ class Leading:
         while True:
             await self._intake.subnets_changed.wait()
             if await self._insist(self._set_reach):
-                for key in self._waiting:
+                for key in self._blocked.waiting_for([Nodes.ELSEWHERE]):
                     self._intake.queue.add(key)
 
     async def _set_reach(self) -> bool:

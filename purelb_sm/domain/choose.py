@@ -13,7 +13,7 @@ from purelb_sm.domain.freespace import FreeSpace, PoolSpace
 from purelb_sm.domain.groups import MAX_MULTI_POOLS, Group
 from purelb_sm.domain.namespaces import UNBOUND, Bindings
 from purelb_sm.domain.quota import Quota
-from purelb_sm.domain.ranges import NOWHERE, Reach, open_ranges
+from purelb_sm.domain.ranges import NOWHERE, Nodes, Reach, open_ranges
 from purelb_sm.domain.requests import Request
 from purelb_sm.domain.reservations import NOTHING_RESERVED, Reservations, lowest_reserved
 from purelb_sm.domain.sharing import Member, Obstacle, Shared, port_keys
@@ -254,7 +254,7 @@ def _one_of_each(
     if lacking:
         raise Refused(Reason.POOL_EXHAUSTED, f"ServiceGroup {group.name} has no free {family} address")
     text = f"no live node is in a subnet of the {family} ranges of ServiceGroup {group.name}"
-    raise Refused(Reason.NO_NODE_IN_SUBNET, text)
+    raise Refused(Reason.NO_NODE_IN_SUBNET, text, (Nodes.ELSEWHERE,))
 
 
 def _has(addresses: Collection[Address], family: Family) -> bool:

@@ -12,20 +12,27 @@ limit.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Final, NamedTuple, Protocol
 
 from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.book import Action, Hold, Join, Leave, Reclaim
+from purelb_sm.domain.groups import MAX_MULTI_POOLS
 from purelb_sm.domain.namespaces import Ruled
 from purelb_sm.errors import Reason, Refused
 
+TRIED_AT_LEAST: Final = 64
+
 
 class Room(NamedTuple):
-    """What a Service refused for its quota waits for: one address less of this group held in this namespace."""
+    """What a Service refused for its quota waits for: that its namespace may hold so many more addresses of the group.
+
+    Of what is cleared, `addresses` is how many more it may hold then.
+    """
 
     namespace: str
     group: str
+    addresses: int = 1
 
 
 class HeldIn(NamedTuple):
@@ -54,7 +61,7 @@ class Quota:
         self.limits = dict(limits or {})
         self._learned: set[str] = set()
         self._members: dict[str, dict[Address, HeldIn]] = {}
-        self._held: Counter[Room] = Counter()
+        self._held: Counter[tuple[str, str]] = Counter()
 
     @classmethod
     def of(cls, groups: Mapping[str, Ruled]) -> Quota:
@@ -63,7 +70,7 @@ class Quota:
 
     def held(self, namespace: str, group: str) -> int:
         """How many addresses of the group the namespace has; right once it is learned."""
-        return self._held[Room(namespace, group)]
+        return self._held[(namespace, group)]
 
     def unknown(self, namespaces: Iterable[str]) -> list[str]:
         """Of these namespaces, those to be learned before anything is given; none where nothing is limited."""
@@ -75,7 +82,7 @@ class Quota:
         for one in booked:
             if one.group in self.limits:
                 self._members.setdefault(one.namespace, {})[one.address] = one
-                self._held[Room(one.namespace, one.group)] += 1
+                self._held[(one.namespace, one.group)] += 1
 
     def check(self, namespace: str, leaving: Iterable[Placed], coming: Iterable[Placed]) -> None:
         """Raises Refused where what comes to the namespace, less what leaves it, is more than a group allows.
@@ -95,7 +102,7 @@ class Quota:
                 text = f"ServiceGroup {group} gives the Services of namespace {namespace} at most {self.limits[group]}"
                 needs = f"; {number} at once would be more" if number > 1 else ""
                 why = f"{text} address{'es' if self.limits[group] > 1 else ''}{needs}"
-                raise Refused(Reason.QUOTA_EXCEEDED, why, (Room(namespace, group),))
+                raise Refused(Reason.QUOTA_EXCEEDED, why, (Room(namespace, group, net),))
 
     def follow(self, actions: Iterable[Action]) -> list[Room]:
         """Takes what a plan does. Answers with where there is room again."""
@@ -116,7 +123,7 @@ class Quota:
             has[action.address] = before._replace(members=before.members + 1)
         elif action.group in self.limits:
             has[action.address] = HeldIn(namespace, action.group, action.address, 1)
-            self._held[Room(namespace, action.group)] += 1
+            self._held[(namespace, action.group)] += 1
 
     def _leave(self, action: Leave) -> list[Room]:
         namespace = action.key.namespace
@@ -128,6 +135,20 @@ class Quota:
             has[action.address] = before._replace(members=before.members - 1)
             return []
         del has[action.address]
-        room = Room(namespace, before.group)
-        self._held[room] -= 1
-        return [room]
+        self._held[(namespace, before.group)] -= 1
+        free = self.limits[before.group] - self._held[(namespace, before.group)]
+        return [Room(namespace, before.group, free)] if free > 0 else []
+
+
+def may_be_served(cleared: Iterable[Room]) -> Iterator[tuple[Room, int]]:
+    """What may be waited for that these clear, each with how many of those who wait for it to try.
+
+    Not all of them: a namespace may have thousands that wait for its quota, and one address less is for one of them. A
+    few more than may be served are tried, as some may meet another refusal by now.
+    """
+    free: dict[tuple[str, str], list[int]] = {}
+    for room in cleared:
+        free.setdefault((room.namespace, room.group), []).append(room.addresses)
+    for (namespace, group), found in free.items():
+        for addresses in range(1, min(max(found), MAX_MULTI_POOLS) + 1):
+            yield Room(namespace, group, addresses), TRIED_AT_LEAST + 2 * len(found)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterable
+from enum import Enum
 
 from purelb_sm.domain.addresses import Address, AddressRange, Family, Network
 from purelb_sm.domain.freespace import FreeSpace, PoolSpace
@@ -45,6 +46,12 @@ class Reach:
 
 
 NOWHERE = Reach()
+
+
+class Nodes(Enum):
+    """What a Service waits for whose group no live node can announce."""
+
+    ELSEWHERE = "nodes in other subnets"
 
 
 def announceable(space: PoolSpace, group: Group, reach: Reach) -> bool:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from purelb_sm.allocator.blocked import Blocked
 from purelb_sm.domain.book import NOTHING_BOOKED, Booked, Hold, Join, Leave, Plan, Reclaim, Refuse
 from purelb_sm.domain.choose import Choice, World
 from purelb_sm.domain.plan import plan
-from purelb_sm.domain.quota import HeldIn, Quota, Room
+from purelb_sm.domain.quota import HeldIn, Quota, Room, may_be_served
 from purelb_sm.domain.states import AllocationState
 from purelb_sm.domain.views import ServiceKey
 from purelb_sm.errors import Reason, Refused
@@ -130,7 +131,7 @@ def test_who_leaves_makes_room_and_says_so_unless_others_of_the_namespace_stay()
     quota.follow([Hold(a, "a", address, "default", ()), Join(b, "b", address, "default", "k", ())])
     assert quota.held("test", "default") == 1
     assert quota.follow([Leave(a, "a", 1, address, "")]) == []
-    assert quota.follow([Leave(b, "b", 1, address, "")]) == [Room("test", "default")]
+    assert quota.follow([Leave(b, "b", 1, address, "")]) == [Room("test", "default", 3)]
     assert quota.held("test", "default") == 0
     # What was never counted is not counted down.
     assert quota.follow([Leave(b, "b", 1, address, "")]) == []
@@ -225,3 +226,31 @@ def test_the_check_is_by_group_and_ignores_what_the_namespace_has_already() -> N
     # The address stays held by the other member, so leaving it makes no room.
     with pytest.raises(Refused):
         quota.check("n", [allocation("10.0.0.1")], [Choice(ip_address("10.0.0.2"), "x")])
+
+
+@pytest.mark.spec("A30")
+def test_who_needs_more_than_there_is_room_for_does_not_stand_before_who_needs_less() -> None:
+    assert [room for room, _ in may_be_served([Room("n", "g", 1)])] == [Room("n", "g", 1)]
+    assert [room.addresses for room, _ in may_be_served([Room("n", "g", 1), Room("n", "g", 3)])] == [1, 2, 3]
+    assert len(list(may_be_served([Room("n", "g", 10**6)]))) == 64
+
+
+@pytest.mark.spec("A30", "A29")
+def test_of_thousands_that_wait_for_a_quota_few_are_called_and_the_longest_waiting_first() -> None:
+    blocked = Blocked()
+    keys = [ServiceKey("n", f"s{number}") for number in range(5000)]
+    for key in keys:
+        blocked.note(key, (Room("n", "g", 1),))
+    blocked.note(ServiceKey("n", "big"), (Room("n", "g", 2),))
+    called = blocked.waiting_for([Room("n", "g", 1)])
+    assert called == keys[: len(called)]
+    assert 1 <= len(called) < 100
+    # Refused once more, they keep their places.
+    for key in called[:10]:
+        blocked.note(key, (Room("n", "g", 1),))
+    blocked.note(called[0], ())
+    assert blocked.waiting_for([Room("n", "g", 1)])[:9] == keys[1:10]
+    assert ServiceKey("n", "big") in blocked.waiting_for([Room("n", "g", 1), Room("n", "g", 2)])
+    # So many that leave at once call as many.
+    assert set(blocked.waiting_for(Room("n", "g", number + 1) for number in range(1000))) >= set(keys[1:1001])
+    assert blocked.waiting_for([Room("n", "other", 1), Room("m", "g", 1)]) == []
