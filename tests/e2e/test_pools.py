@@ -22,6 +22,7 @@ from tests.support.product import (
 from tests.support.waiting import eventually
 
 RACKS = [{"subnet": f"10.0.{n}.0/24", "pool": f"10.0.{n}.1-10.0.{n}.3"} for n in (1, 2, 3)]
+WIDE = [{"subnet": f"10.0.{n}.0/24", "pool": f"10.0.{n}.1-10.0.{n}.250"} for n in (1, 2, 3)]
 BY_NAME = "purelb.io/service-group"
 
 
@@ -60,7 +61,7 @@ def annotated(cluster: Cluster, name: str) -> str:
 
 @pytest.mark.spec("A24")
 async def test_a_multi_pool_service_has_an_address_wherever_a_live_node_is(tmp_path: Path) -> None:
-    everywhere = group_object("default", {"local": {"v4pools": RACKS, "multiPool": True}})
+    everywhere = group_object("default", {"local": {"v4pools": WIDE, "multiPool": True}})
     async with a_cluster(tmp_path, everywhere) as cluster:
         async with an_allocator(cluster, a_database(tmp_path)):
             cluster.create(service_object("echo"))
@@ -170,8 +171,7 @@ async def test_bindings_edited_while_services_hold_addresses_take_nothing_away(t
             cluster.create(service_object("a/old", annotations={BY_NAME: "other"}))
             assert await cluster.given("b/old") == ["10.0.1.1"]
             assert await cluster.given("a/old") == ["10.0.2.1"]
-            for obj in after:
-                cluster.server.apply(obj)
+            await cluster.edit_groups(*after)
             cluster.create(service_object("b/new", annotations={BY_NAME: "default"}))
             cluster.create(service_object("a/new", annotations={BY_NAME: "other"}))
             await eventually(lambda: "NamespaceNotAllowed" in str(cluster.condition("b/new")))
@@ -182,8 +182,7 @@ async def test_bindings_edited_while_services_hold_addresses_take_nothing_away(t
             assert await cluster.given("b/plain") == ["10.0.2.2"]
             assert (cluster.shown("b/old"), cluster.shown("a/old")) == (["10.0.1.1"], ["10.0.2.1"])
             assert not cluster.events("AddressReleased")
-            for obj in before:
-                cluster.server.apply(obj)
+            await cluster.edit_groups(*before)
             assert await cluster.given("b/new") == ["10.0.1.2"]
             assert await cluster.given("a/new") == ["10.0.2.3"]
 
@@ -202,10 +201,10 @@ async def test_what_is_ambiguous_is_said_to_groups_and_services_and_is_no_choice
             told = {e["involvedObject"]["name"] for e in cluster.events("ConfigurationWarning")}
             assert told == {"one", "two", "first"}
             # Enforced, it is a refusal; and one of them made the default ends it, for those who wait too.
-            cluster.server.apply(bound("one", 2, "a", enforceNamespaces=True))
+            await cluster.edit_groups(bound("one", 2, "a", enforceNamespaces=True))
             cluster.create(service_object("a/second"))
             await eventually(lambda: "AmbiguousServiceGroup" in str(cluster.condition("a/second")))
-            cluster.server.apply(bound("two", 3, "a", namespaceDefault=True))
+            await cluster.edit_groups(bound("two", 3, "a", namespaceDefault=True))
             assert await cluster.given("a/second") == ["10.0.3.1"]
             await eventually(lambda: "namespaceDefault" not in ready(cluster, "one") + ready(cluster, "two"))
             assert cluster.shown("a/first") == ["10.0.1.1"]

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,19 @@ class Cluster:
     async def given(self, name: str = "echo") -> list[str]:
         """Waits until the Service shows an address."""
         return await eventually(lambda: self.shown(name), f"an address for {name}")
+
+    async def edit_groups(self, *groups: JSON) -> None:
+        """Writes these groups, all of them before the allocator can have seen one, and waits until it goes by them."""
+        for obj in groups:
+            self.server.apply(obj)
+        for obj in groups:
+            name = obj["metadata"]["name"]
+            await eventually(partial(self._judged, name), f"a verdict on ServiceGroup {name} as it is")
+
+    def _judged(self, name: str) -> bool:
+        found = self.server.get("purelb.io/v2", "ServiceGroup", name, "purelb-system")
+        assert found is not None
+        return bool((found.get("status") or {}).get("observedGeneration") == found["metadata"]["generation"])
 
     def condition(self, name: str = "echo") -> JSON | None:
         conditions = self.service(name).get("status", {}).get("conditions", [])
