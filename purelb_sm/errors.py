@@ -75,11 +75,25 @@ class Refused(PurelbError):
 
     reason: Reason
 
-    def __init__(self, reason: Reason, message: str, obstacles: tuple[Hashable, ...] = ()) -> None:
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        obstacles: tuple[Hashable, ...] = (),
+        same_if: tuple[str, str] | None = None,
+    ) -> None:
         super().__init__(sayable(message))
         self.reason = reason
         self.message = sayable(message)
         self.obstacles = obstacles
+        self._same_if = same_if
+
+    def as_said(self, before: str) -> Refused:
+        """This refusal in the words of `before`, if those begin and end as `same_if` says: what is between them is a
+        number that nobody waits for, and who is refused again for the same reason is told nothing new."""
+        if self._same_if is None or not (before.startswith(self._same_if[0]) and before.endswith(self._same_if[1])):
+            return self
+        return Refused(self.reason, before, self.obstacles, self._same_if)
 
 
 class InvalidInput(PurelbError):

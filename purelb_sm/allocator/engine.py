@@ -20,6 +20,7 @@ from purelb_sm.domain.book import Plan, Releasing
 from purelb_sm.domain.choose import World
 from purelb_sm.domain.freespace import FreeSpace
 from purelb_sm.domain.groups import DEFAULT_QUARANTINE_S, Group, accept_groups, parse_group
+from purelb_sm.domain.outlook import Outlook
 from purelb_sm.domain.plan import plan
 from purelb_sm.domain.quota import Quota
 from purelb_sm.domain.ranges import NOWHERE, Reach
@@ -174,6 +175,7 @@ class Engine:
                 self._class,
                 self._default_class,
                 shared=Shared(unit.shared()),
+                outlook=Outlook(unit.quarantined()),
                 quota=Quota.of(self._groups),
                 reach=self._reach,
             )
@@ -242,6 +244,7 @@ class Engine:
             self._doubt()
             raise
         self._touched |= self._usage.move(unit.tally)
+        unit.follow(world.outlook)
         return plans
 
     def live_keys(self) -> list[ServiceKey]:
@@ -327,6 +330,7 @@ class Engine:
         self._usage.release(done.freed)
         # Only what is committed is free.
         if self._world is not None:
+            unit.follow(self._world.outlook)
             for address in done.freed:
                 self._world.free.give_back(address)
                 self._world.shared.forget(address)

@@ -12,6 +12,7 @@ from purelb_sm.domain.book import Action, BookedAllocation
 from purelb_sm.domain.freespace import FreeSpace, PoolSpace
 from purelb_sm.domain.groups import MAX_MULTI_POOLS, Group
 from purelb_sm.domain.namespaces import UNBOUND, Bindings
+from purelb_sm.domain.outlook import Outlook, exhausted
 from purelb_sm.domain.quota import Quota
 from purelb_sm.domain.ranges import NOWHERE, Nodes, Reach, open_ranges
 from purelb_sm.domain.requests import Request
@@ -28,8 +29,8 @@ class World:
     """What the cluster says besides the Service itself. `broken` maps a group that cannot be used to why.
 
     `free`, `shared` and `quota` are working state: a choice takes from `free`, so that the next choice of a batch sees
-    it gone, and the others follow the actions of each plan. `reach` is where live nodes are; `bindings` what the groups
-    say of namespaces.
+    it gone, and the others follow the actions of each plan. `outlook` is what was in quarantine at the last commit,
+    `reach` where live nodes are, `bindings` what the groups say of namespaces.
     """
 
     groups: Mapping[str, Group]
@@ -40,6 +41,7 @@ class World:
     reservations: Reservations = NOTHING_RESERVED
     reach: Reach = NOWHERE
     shared: Shared = field(default_factory=Shared)
+    outlook: Outlook = field(default_factory=Outlook)
     quota: Quota = field(default_factory=Quota)
     bindings: Bindings = UNBOUND
 
@@ -223,7 +225,7 @@ def _any(
 ) -> Choice:
     choice = _back_or_free(request, family, group, None, reclaimable, world)
     if choice is None:
-        raise Refused(Reason.POOL_EXHAUSTED, f"ServiceGroup {group.name} has no free {family} address")
+        raise exhausted(group.name, family, world.outlook)
     return choice
 
 
@@ -252,7 +254,7 @@ def _one_of_each(
     if len(choices) > before or _has(kept, family) or not world.free.spaces(group.name, family):
         return
     if lacking:
-        raise Refused(Reason.POOL_EXHAUSTED, f"ServiceGroup {group.name} has no free {family} address")
+        raise exhausted(group.name, family, world.outlook)
     text = f"no live node is in a subnet of the {family} ranges of ServiceGroup {group.name}"
     raise Refused(Reason.NO_NODE_IN_SUBNET, text, (Nodes.ELSEWHERE,))
 

@@ -306,6 +306,8 @@ def _keep(draft: _Draft, refusal: Refused, world: World, now: datetime) -> Plan:
         refusal = port_conflict(clash)
         addresses = [a for a in addresses if a not in {obstacle.address for obstacle in clash}]
     draft.actions += set_ports(view, draft.held, world)
+    if (told := current_condition(view)) and (told.status, told.reason) == ("False", refusal.reason):
+        refusal = refusal.as_said(told.message)
     condition = condition_refused(view, refusal.reason, refusal.message, now)
     publication = publish_allocated(view, addresses, group, _pool_type(view, group, world), condition)
     draft.events += _refused_events(view, refusal)
@@ -316,6 +318,8 @@ def _keep(draft: _Draft, refusal: Refused, world: World, now: datetime) -> Plan:
 def _refuse(draft: _Draft, refusal: Refused, now: datetime, *, touch: bool = True) -> Plan:
     """Nothing can be held. The book keeps why, once; the condition and the Event say it, once."""
     view, service = draft.view, draft.service
+    if service is not None and service.reason == refusal.reason:
+        refusal = refusal.as_said(service.message)
     known = service is not None and (service.reason, service.message) == (refusal.reason, refusal.message)
     if not known:
         draft.actions.append(Refuse(view.key, view.uid, refusal.reason, refusal.message))

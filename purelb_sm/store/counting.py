@@ -13,10 +13,11 @@ from sqlalchemy import bindparam, func, select
 
 from purelb_sm.domain.addresses import Address, Family
 from purelb_sm.domain.addresses import AddressRange as Range
+from purelb_sm.domain.outlook import Quarantined
 from purelb_sm.domain.states import AllocationState
 from purelb_sm.models import Allocation, pack, table, unpack
 from purelb_sm.store.engine import Db
-from purelb_sm.store.loading import NOT_RELEASED
+from purelb_sm.store.loading import NOT_RELEASED, QUARANTINED
 
 _A = table(Allocation)
 
@@ -30,6 +31,7 @@ _LIVE_COUNTS = (
     .where(NOT_RELEASED)
     .group_by(_A.c.group_name, _A.c.family, _A.c.state)
 )
+_QUARANTINED = select(_A.c.group_name, _A.c.address, _A.c.quarantined_until).where(QUARANTINED)
 _LIVE_BETWEEN = (
     select(_A.c.address, _A.c.address_text, _A.c.group_name, _A.c.claim, _A.c.family, _A.c.state)
     .where(NOT_RELEASED, _A.c.address.between(bindparam("first"), bindparam("last")))
@@ -40,6 +42,11 @@ _LIVE_BETWEEN = (
 def live_counts(db: Db) -> dict[tuple[str, Family, AllocationState], int]:
     """How many allocations are not released, by group, family and state."""
     return {(row.group_name, row.family, row.state): int(row.number) for row in db.rows(_LIVE_COUNTS)}
+
+
+def quarantined(db: Db) -> list[Quarantined]:
+    """All that is in quarantine."""
+    return [Quarantined(row.group_name, row.address, row.quarantined_until) for row in db.rows(_QUARANTINED)]
 
 
 def orphans(db: Db, ranges: Iterable[Range]) -> dict[Address, str]:

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from purelb_sm.domain.addresses import Address, AddressRange, Family
 from purelb_sm.domain.book import Booked, BookedAllocation, BookedService, Plan, Releasing
 from purelb_sm.domain.groups import Group, Pool
+from purelb_sm.domain.outlook import Outlook, Quarantined
 from purelb_sm.domain.quota import HeldIn
 from purelb_sm.domain.reports import NodeReport
 from purelb_sm.domain.reservations import Reservation
@@ -77,6 +78,20 @@ class Unit:
             statement = select(_A.c.address).where(inside, loading.NOT_RELEASED).order_by(_A.c.address)
             for row in self._ws.db.stream(statement):
                 yield row[0]
+
+    def quarantined(self) -> list[Quarantined]:
+        """All that is in quarantine."""
+        self._do(self._ws.flush)
+        return self._do(counting.quarantined, self._ws.db)
+
+    def follow(self, outlook: Outlook) -> None:
+        """Tells what this transaction, once committed, changes of what is in quarantine."""
+        entered = [
+            Quarantined(entry.group, entry.address, entry.quarantined_until)
+            for entry in self._ws.entered_quarantine
+            if entry.state is AllocationState.QUARANTINED and entry.quarantined_until is not None
+        ]
+        outlook.follow(self._ws.left_quarantine, entered)
 
     def live_counts(self) -> dict[tuple[str, Family, AllocationState], int]:
         """How many allocations are not released, by group, family and state. Reads all of them."""

@@ -50,6 +50,8 @@ class Workspace:
         self.ledger = Ledger(term, now, actor)
         self.tally: Counter[tuple[str, Family, AllocationState]] = Counter()
         """By how much the counts of live allocations change, by group, family and state."""
+        self.left_quarantine: list[Address] = []
+        self.entered_quarantine: list[AllocationEntry] = []
         self._joins: dict[tuple[int, str], tuple[Port, ...]] = {}
         self._leaves: set[tuple[int, str]] = set()
         self._opened: dict[tuple[int, str], frozenset[PortKey]] = {}
@@ -119,6 +121,10 @@ class Workspace:
     def _count(self, entry: AllocationEntry) -> None:
         if entry.counted is not None:
             self.tally[(entry.counted[0], entry.family, entry.counted[1])] -= 1
+            if entry.counted[1] is AllocationState.QUARANTINED:
+                self.left_quarantine.append(entry.address)
+        if entry.state is AllocationState.QUARANTINED:
+            self.entered_quarantine.append(entry)
         entry.counted = None if entry.state is AllocationState.RELEASED else (entry.group, entry.state)
         if entry.counted is not None:
             self.tally[(entry.counted[0], entry.family, entry.counted[1])] += 1

@@ -13,6 +13,7 @@ import pytest
 
 from purelb_sm.sandbox.apiserver import Fault
 from purelb_sm.sandbox.launcher.api import kubectl
+from tests.e2e.test_allocator import states
 from tests.support.product import Cluster, a_cluster, a_database, an_allocator, local_group, service_object
 from tests.support.waiting import eventually
 
@@ -213,3 +214,23 @@ async def test_a_group_that_became_unreadable_still_says_what_is_held(tmp_path: 
             assert (found["allocatedIPv4"], found["orphanedIPv4"]) == (1, 1)
             assert not {"availableIPv4", "announce", "ipam", "addresses"} & set(found)
             assert told(cluster) == {"Ready": "False"}
+
+
+@pytest.mark.spec("A21")
+async def test_who_is_refused_for_what_is_in_quarantine_is_told_until_when(tmp_path: Path) -> None:
+    async with a_cluster(tmp_path, local_group("172.30.250.53/32", quarantine="1h")) as cluster:
+        database = a_database(tmp_path)
+        async with an_allocator(cluster, database):
+            cluster.create(service_object("a"))
+            await cluster.given("a")
+            cluster.delete_service("a")
+            await eventually(lambda: states(database) == {"172.30.250.53": "quarantined"})
+            cluster.create(service_object("b"))
+            said = await eventually(lambda: cluster.condition("b"))
+            assert said["reason"] == "PoolExhausted"
+            assert re.search(r"; 1 in quarantine, the first until \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$", said["message"])
+        # Another leader says the same, and so nothing.
+        before = cluster.service("b")
+        async with an_allocator(cluster, database) as allocator:
+            await eventually(lambda: allocator.leading is not None and allocator.leading.at_rest)
+        assert cluster.service("b") == before

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -413,8 +413,10 @@ class EngineMachine(RuleBasedStateMachine):
         world = engine._world
         if world is None:
             return
-        select = "SELECT address_text, group_name, state FROM allocation WHERE released_at IS NULL"
-        live = [(ip_address(a), str(g), AllocationState(s)) for a, g, s in self.reader.execute(select)]
+        columns = "address_text, group_name, state, quarantined_until"
+        rows = list(self.reader.execute(f"SELECT {columns} FROM allocation WHERE released_at IS NULL"))
+        live = [(ip_address(a), str(g), AllocationState(s)) for a, g, s, _ in rows]
+        rests = [(str(g), family_of(ip_address(a)), datetime.fromisoformat(u)) for a, g, _, u in rows if u]
         for group in {g for _, g, _ in live} | set(world.groups):
             usage = engine._usage.of(group, world.free)
             for family in Family:
@@ -423,6 +425,8 @@ class EngineMachine(RuleBasedStateMachine):
                 orphaned = sum(world.free.locate(a) is None for a, _ in mine)
                 found = usage.of(family)
                 assert (found.held, found.quarantined, found.orphaned) == (held, len(mine) - held, orphaned)
+                until = [u for g, f, u in rests if (g, f) == (group, family)]
+                assert world.outlook.of(group, family) == (len(until), min(until, default=None))
 
     @invariant()
     def what_a_namespace_holds_is_what_the_book_says(self) -> None:
