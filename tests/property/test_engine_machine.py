@@ -120,6 +120,7 @@ class EngineMachine(RuleBasedStateMachine):
         shutil.copyfile(template(), self.folder / "book.db")
         self.reader = sqlite3.connect(self.folder / "book.db")
         self.registrar = Registrar(make_engine(self.url), "a person")
+        self.reserved: list[AddressRange] = []
         self.now = NOW
         self.versions = itertools.count(100)
         self.uids = itertools.count(1)
@@ -247,17 +248,23 @@ class EngineMachine(RuleBasedStateMachine):
         range_=st.sampled_from(RESERVED),
         key=st.sampled_from([None, *KEYS]),
         seconds=st.sampled_from([None, None, 5, 30]),
-        lifts=st.booleans(),
+        works=st.booleans(),
     )
-    def a_person_reserves_or_lifts(
-        self, range_: AddressRange, key: ServiceKey | None, seconds: int | None, lifts: bool
-    ) -> None:
+    def a_person_reserves(self, range_: AddressRange, key: ServiceKey | None, seconds: int | None, works: bool) -> None:
+        until = None if seconds is None else self.now + timedelta(seconds=seconds)
         with suppress(InvalidInput):
-            if lifts:
-                self.registrar.unreserve(range_, self.now)
-            else:
-                until = None if seconds is None else self.now + timedelta(seconds=seconds)
-                self.registrar.reserve(range_, key, "why not", until, self.now)
+            self.registrar.reserve(range_, key, "why not", until, self.now)
+            self.reserved.append(range_)
+        if works:
+            self.work()
+
+    @precondition(lambda self: self.reserved)
+    @rule(which=st.integers(0, 5), works=st.booleans())
+    def a_person_lifts(self, which: int, works: bool) -> None:
+        with suppress(InvalidInput):
+            self.registrar.unreserve(self.reserved.pop(which % len(self.reserved)), self.now)
+        if works:
+            self.work()
 
     def in_force(self) -> Reservations:
         return Reservations(each.reservation for each in self.registrar.recorded(self.now, ended=False))
