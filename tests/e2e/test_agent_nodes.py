@@ -8,123 +8,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import select
-import subprocess
 import time
-from collections.abc import Iterator
 from ipaddress import ip_address
-from typing import Any
 
 import pytest
 
-from purelb_sm.domain import names
 from purelb_sm.domain.addresses import Address
-from purelb_sm.kube.client import MERGE_PATCH
-from purelb_sm.kube.resources import EVENTS, LEASES, NODE_ANNOUNCEMENTS, SERVICES
+from purelb_sm.kube.resources import EVENTS, SERVICES
 from purelb_sm.sandbox.cluster import ApiState
 from purelb_sm.sandbox.cluster.layout import NODE_INTERFACE
-from purelb_sm.sandbox.launcher import Options, Sandbox
+from purelb_sm.sandbox.launcher import Options
 from tests.e2e.conftest import Start
+from tests.support.stage import LEASE_S, LOADED_S, LOCAL, LOCAL6, NAMESPACE, QUICK, REMOTE, Stage
 
 pytestmark = pytest.mark.root
-
-NAMESPACE = "default"
-LOCAL, LOCAL6, REMOTE = ip_address("172.30.250.53"), ip_address("fd30:250::53"), ip_address("172.31.1.225")
-QUICK = ("--lease-s", "4", "--renew-s", "0.8")
-LEASE_S = 4.0
-LOADED_S = 2.0
-"""What a busy machine may add to a bound that the specification gives."""
-
-
-class Stage:
-    """A sandbox without an allocator, and the means to play it."""
-
-    def __init__(self, sandbox: Sandbox) -> None:
-        self.sandbox = sandbox
-        self.cluster = sandbox.cluster
-
-    async def allocated(self, name: str, *addresses: Address, group: str = "default", port: int = 80) -> None:
-        """A Service as the allocator leaves it."""
-        annotations = {names.ALLOCATED_BY: names.BRAND, names.ALLOCATED_FROM: group}
-        await self.sandbox.apply(
-            {
-                "apiVersion": "v1",
-                "kind": "Service",
-                "metadata": {"name": name, "namespace": NAMESPACE, "annotations": annotations},
-                "spec": {"type": "LoadBalancer", "ports": [{"port": port, "protocol": "TCP", "targetPort": 8080}]},
-            }
-        )
-        body = {"status": {"loadBalancer": {"ingress": [{"ip": str(a), "ipMode": "VIP"} for a in addresses]}}}
-        path = SERVICES.path(name, NAMESPACE, "status")
-        await self.sandbox.client.request("PATCH", path, body=body, content_type=MERGE_PATCH)
-
-    async def holders(self, address: Address) -> list[str]:
-        return sorted(await self.sandbox.holders(address))
-
-    async def one_holder(self, address: Address, *, other_than: str = "", timeout_s: float = 20.0) -> str:
-        async def one() -> str:
-            found = [node for node in await self.holders(address) if node != other_than]
-            return found[0] if len(found) == 1 else ""
-
-        return await self.sandbox.until(f"one holder of {address}", one, timeout_s)
-
-    async def held_by(self, address: Address, *nodes: str) -> None:
-        async def so() -> bool:
-            return await self.holders(address) == sorted(nodes)
-
-        await self.sandbox.until(f"{address} on {', '.join(nodes) or 'no node'}", so)
-
-    async def answered_by(self, address: Address, node: str, port: int = 80, timeout_s: float = 20.0) -> None:
-        async def so() -> bool:
-            return await self.sandbox.answering(address, port) == node
-
-        await self.sandbox.until(f"{node} to answer for {address}", so, timeout_s)
-
-    async def annotation(self, name: str) -> str | None:
-        service = await self.sandbox.get(SERVICES, name, NAMESPACE) or {}
-        found: dict[str, str] = service["metadata"].get("annotations", {})
-        return found.get(names.ANNOUNCING_V4)
-
-    async def report(self, node: str) -> dict[str, Any]:
-        found = await self.sandbox.get(NODE_ANNOUNCEMENTS, node, names.INSTALL_NAMESPACE)
-        return dict(found["spec"]) if found else {}
-
-    async def lease(self, node: str) -> Any:
-        return await self.sandbox.get(LEASES, names.NODE_LEASE_PREFIX + node, names.INSTALL_NAMESPACE)
-
-    def ip(self, node: str, *words: str) -> str:
-        """`ip …` on the node."""
-        command = ["ip", "-n", self.cluster.namespace_of(node), *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-    @contextlib.contextmanager
-    def watched(self, node: str) -> Iterator[list[str]]:
-        """Everything that the kernel tells about addresses on the node while the block runs, one line each."""
-        command = ["ip", "-n", self.cluster.namespace_of(node), "-o", "monitor", "address"]
-        lines: list[str] = []
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as monitor:
-            assert monitor.stdout is not None
-            try:
-                # It has subscribed once it tells of what we do; what we did before that, it does not know.
-                while not select.select([monitor.stdout], [], [], 0.1)[0]:
-                    self.ip(
-                        node,
-                        "address",
-                        "replace",
-                        "192.0.2.77/32",
-                        "dev",
-                        "lo",
-                        "valid_lft",
-                        "600",
-                        "preferred_lft",
-                        "600",
-                    )
-                yield lines
-            finally:
-                self.ip(node, "address", "del", "192.0.2.77/32", "dev", "lo")
-                monitor.terminate()
-                told = monitor.communicate()[0].splitlines()
-                lines += [line for line in told if "192.0.2.77" not in line]
 
 
 @pytest.fixture
