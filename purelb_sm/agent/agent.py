@@ -29,6 +29,7 @@ from purelb_sm.domain import names
 from purelb_sm.domain.agent_config import AgentConfig
 from purelb_sm.domain.announce import Announcements, Groups, Place
 from purelb_sm.domain.book import EventNote
+from purelb_sm.domain.draining import Draining, asked_of
 from purelb_sm.domain.election import render_subnets
 from purelb_sm.domain.views import LeaseView, NodeView, ObjectView, ServiceKey, ServiceView
 from purelb_sm.kube.client import KubeClient
@@ -93,6 +94,7 @@ class Agent:
         self._groups: Groups | None = None
         self._config: AgentConfig | None = None
         self._configured = False
+        self._draining: Draining | None = None
         self._counted_until = float("-inf")
         self.endpoints = LocalEndpoints(client, node, clock, self._endpoints_changed)
         self.table = Announcements(Place(node, load_balancer_class=settings.load_balancer_class), self.endpoints)
@@ -146,6 +148,7 @@ class Agent:
             self._configure()
 
     def _node_changed(self, change: Change, old: NodeView | None, new: NodeView | None) -> None:
+        self._drain(asked_of(new))
         if self._configured and (old is None or new is None or old.labels != new.labels):
             self._configure()
 
@@ -168,6 +171,13 @@ class Agent:
         if self._strict:
             self.upkeep.wake()
 
+    def _drain(self, why: Draining | None) -> None:
+        """The others learn of it with the next turn, and at the same time it counts here."""
+        if why is not self._draining:
+            log.info("draining" if why else "not_draining", why=why.value if why else None)
+            self._draining = why
+            self.upkeep.move()
+
     def _configure(self) -> None:
         self._configured = True
         node = self.watches.node.get(self._settings.node_name)
@@ -181,15 +191,19 @@ class Agent:
         self.recorder.object(view, EventNote("Warning", "ParseFailed", why))
 
     def _place(self, subnets: OwnSubnets) -> Place | None:
-        """Where the node stands; None until all has been seen that decides it. Its Lease is told of its subnets."""
+        """Where the node stands; None until all has been seen that decides it. Its Lease is told of its subnets, and
+        whether it is being drained."""
         if not self.upkeep.surveyed.is_set():
             return None
-        self.lease.set_annotations({names.SUBNETS: render_subnets(subnet for _, subnet in subnets)})
+        draining = self._draining.value if self._draining else None
+        rendered = render_subnets(subnet for _, subnet in subnets)
+        self.lease.set_annotations({names.SUBNETS: rendered, names.DRAINING: draining})
         if not self.watches.synced or not (self._roster.counted or self.upkeep.ready):
             return None
         if self._groups is None:
             self._groups = self._group_reader.read(self.watches.groups.items().values())
-        electorate = self._roster.electorate(frozenset(subnet for _, subnet in subnets))
+        own = frozenset(subnet for _, subnet in subnets)
+        electorate = self._roster.electorate(own, draining=self._draining is not None)
         return Place(
             self._settings.node_name,
             electorate,

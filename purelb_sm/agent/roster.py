@@ -1,4 +1,4 @@
-"""Who takes part in the election: the live nodes, each with the subnets that its Lease names.
+"""Who takes part in the election: the live nodes, with what each says in its Lease: its subnets, and if it is drained.
 
 Also buries the dead: the Lease of a node that has not come back is deleted after a while, so that an agent that starts
 later does not take it for a live one. A node that comes back makes its Lease anew.
@@ -14,6 +14,7 @@ import structlog
 
 from purelb_sm.domain import names
 from purelb_sm.domain.addresses import Network
+from purelb_sm.domain.draining import says_draining
 from purelb_sm.domain.election import Electorate, parse_subnets
 from purelb_sm.domain.views import LeaseView
 from purelb_sm.errors import KubeError
@@ -52,14 +53,22 @@ class Roster:
         """Whether this node itself takes part: its Lease has been seen, and not run out since."""
         return self._node in self._liveness.live()
 
-    def electorate(self, own: frozenset[Network]) -> Electorate:
-        """The live nodes with their subnets; of this node, those that it has now."""
+    def electorate(self, own: frozenset[Network], *, draining: bool = False) -> Electorate:
+        """The live nodes with their subnets; of this node, what it knows itself: its subnets now, and `draining`."""
         live = self._liveness.live()
         self._read = {node: read for node, read in self._read.items() if node in live}
-        return Electorate({node: own if node == self._node else self._subnets(node) for node in live})
+        drained = [node for node in live if (draining if node == self._node else self._drained(node))]
+        return Electorate({node: own if node == self._node else self._subnets(node) for node in live}, drained)
+
+    def _lease(self, node: str) -> LeaseView | None:
+        return self._leases.get((self._namespace, names.NODE_LEASE_PREFIX + node))
+
+    def _drained(self, node: str) -> bool:
+        lease = self._lease(node)
+        return lease is not None and says_draining(lease.annotations)
 
     def _subnets(self, node: str) -> frozenset[Network]:
-        lease = self._leases.get((self._namespace, names.NODE_LEASE_PREFIX + node))
+        lease = self._lease(node)
         text = lease.annotations.get(names.SUBNETS, "") if lease else ""
         read = self._read.get(node)
         if read is None or read[0] != text:

@@ -2,12 +2,13 @@
 
 No node talks to another about it. All that watch the same Leases see the same live nodes, and so decide alike. The
 order is by SHA-256 of node name and address (rendezvous hashing): when a node goes, only the addresses it held move,
-and when one comes, only those it wins.
+and when one comes, only those it wins. A node that is being drained comes after all that are not: it gives its
+addresses up to them, and keeps what nobody else can have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from hashlib import sha256
 
 from purelb_sm.domain.addresses import Address, Network, parse_network
@@ -23,12 +24,14 @@ def rank(node: str, address: Address) -> bytes:
 
 
 class Electorate:
-    """The live nodes with the subnets each says it is in. Never changed once made; equal to one made of the same."""
+    """The live nodes with the subnets each says it is in, and which of them are being drained. Never changed once made;
+    equal to one made of the same."""
 
-    __slots__ = ("_masks", "_members", "nodes")
+    __slots__ = ("_masks", "_members", "draining", "nodes")
 
-    def __init__(self, nodes: Mapping[str, Iterable[Network]]) -> None:
+    def __init__(self, nodes: Mapping[str, Iterable[Network]], draining: Iterable[str] = ()) -> None:
         self.nodes: dict[str, frozenset[Network]] = {name: frozenset(subnets) for name, subnets in nodes.items()}
+        self.draining = frozenset(draining).intersection(self.nodes)
         members: dict[tuple[int, int, int], list[str]] = {}
         for name in sorted(self.nodes):
             for subnet in self.nodes[name]:
@@ -42,10 +45,10 @@ class Electorate:
             self._masks[version].append((length, ((1 << length) - 1) << (bits - length)))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Electorate) and self.nodes == other.nodes
+        return isinstance(other, Electorate) and (self.nodes, self.draining) == (other.nodes, other.draining)
 
     def __hash__(self) -> int:
-        return hash(frozenset(self.nodes.items()))
+        return hash((frozenset(self.nodes.items()), self.draining))
 
     def candidates(self, address: Address) -> list[str]:
         """The live nodes that have the address's subnet, in no particular order, each once."""
@@ -57,12 +60,17 @@ class Electorate:
 
     def winner(self, address: Address) -> str | None:
         """The node that answers for the address, None where no live node has its subnet."""
-        return first(self.candidates(address), address)
+        return self.first(self.candidates(address), address)
+
+    def first(self, candidates: Sequence[str], address: Address) -> str | None:
+        """The first of the candidates in the order for `address`, those that are being drained behind all others."""
+        return first(candidates, address, self.draining)
 
     def changed_since(self, before: Electorate) -> frozenset[str]:
-        """The nodes that came, went, or have other subnets."""
+        """The nodes that came, went, have other subnets, or began or ceased to be drained."""
         names = self.nodes.keys() | before.nodes.keys()
-        return frozenset(name for name in names if self.nodes.get(name) != before.nodes.get(name))
+        moved = frozenset(name for name in names if self.nodes.get(name) != before.nodes.get(name))
+        return moved | (self.draining ^ before.draining)
 
     def next_winner(self, address: Address, was: str | None, changed: frozenset[str]) -> str | None:
         """The winner, given that `was` won in an electorate from which this one differs in the nodes `changed`.
@@ -73,14 +81,16 @@ class Electorate:
         if was is None or was in changed:
             return self.winner(address)
         rivals = [node for node in changed if self.has_subnet_of(node, address)]
-        return first([was, *rivals], address) if rivals else was
+        return self.first([was, *rivals], address) if rivals else was
 
     def has_subnet_of(self, node: str, address: Address) -> bool:
         return any(s.version == address.version and address in s for s in self.nodes.get(node, ()))
 
 
-def first(candidates: Sequence[str], address: Address) -> str | None:
-    """The first of the candidates in the order for `address`."""
+def first(candidates: Sequence[str], address: Address, last: Collection[str] = ()) -> str | None:
+    """The first of the candidates in the order for `address`; those in `last` only if there is no other."""
+    if last and len(candidates) > 1:
+        candidates = [node for node in candidates if node not in last] or candidates
     if len(candidates) < 2:
         return candidates[0] if candidates else None
     suffix = f"#{address}".encode()

@@ -23,6 +23,8 @@ NODE_AFFINITY: Final = PREFIX + "node-affinity"
 ANNOUNCING_V4: Final = PREFIX + "announcing-IPv4"
 ANNOUNCING_V6: Final = PREFIX + "announcing-IPv6"
 SUBNETS: Final = PREFIX + "subnets"
+DRAINING: Final = PREFIX + "draining"
+DRAIN: Final = PREFIX + "drain"
 HISTORY_HEAD: Final = PREFIX + "history-head"
 
 # Annotations that we write on a Service; all go when it stops being ours.

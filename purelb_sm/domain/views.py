@@ -96,13 +96,14 @@ class LeaseView:
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """A Node: its labels decide whether and how it announces."""
+    """A Node: its labels and annotations decide whether and how it announces. `annotations` are ours only."""
 
     name: str
     uid: str
     resource_version: str
     labels: dict[str, str] = field(default_factory=dict)
     ready: bool = True
+    annotations: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

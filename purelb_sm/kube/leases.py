@@ -276,8 +276,9 @@ class HeldLease:
         """Whether the others still count on us, as far as we can know: by the monotonic clock, at this moment."""
         return self._clock() < self.valid_until
 
-    def set_annotations(self, annotations: Mapping[str, str]) -> None:
-        """What the Lease is to carry from now on. A change is written at once, not only at the next renewal."""
+    def set_annotations(self, annotations: Mapping[str, str | None]) -> None:
+        """What the Lease is to carry from now on, and with None what it is not to, be it an earlier incarnation's. A
+        change is written at once, not only at the next renewal."""
         gone = dict.fromkeys(name for name in self._annotations if name not in annotations)
         wanted: dict[str, str | None] = {**gone, **annotations}
         if wanted != self._annotations:

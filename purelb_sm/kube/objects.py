@@ -179,6 +179,7 @@ def decode_node(data: Data) -> NodeView:
         resource_version=meta.resource_version or "",
         labels=_texts(meta.labels),
         ready=ready[0] == "True" if ready else True,
+        annotations=_ours(meta.annotations),
     )
 
 

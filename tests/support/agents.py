@@ -127,6 +127,20 @@ class Lab:
 
         await eventually(so, f"{address} on {nodes}")
 
+    async def held_elsewhere(self, address: str, node: str) -> str:
+        """Waits until exactly one node holds it, and another than this one."""
+
+        async def so() -> str | None:
+            found = await self.holders(address)
+            return found[0] if len(found) == 1 and found != [node] else None
+
+        return await eventually(so, f"{address} on one node, and not on {node}")
+
+    async def mark(self, node: str, metadata: JSON) -> None:
+        """Sets labels or annotations of the Node; None takes one away."""
+        body = {"metadata": metadata}
+        await self.cluster.client.request("PATCH", f"/api/v1/nodes/{node}", body=body, content_type=MERGE_PATCH)
+
     async def one_holder(self, address: str) -> str:
         """Waits until exactly one node holds it, and tells which."""
 

@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from purelb_sm.domain import names
 from purelb_sm.domain.addresses import Network
+from purelb_sm.domain.draining import Draining, asked_of
 from purelb_sm.domain.election import Electorate, parse_subnets, rank, render_subnets
+from purelb_sm.domain.views import NodeView
 
 SUBNETS: list[Network] = [
     ip_network("10.0.0.0/24"),
@@ -112,3 +115,82 @@ def test_a_lease_with_endless_subnets_is_read_only_so_far() -> None:
 def test_rank_depends_on_node_and_address() -> None:
     a, b = ip_address("10.0.0.1"), ip_address("10.0.0.2")
     assert len({rank("x", a), rank("x", b), rank("y", a), rank("y", b)}) == 4
+
+
+# Nodes that are being drained.
+
+
+@st.composite
+def electorates(draw: st.DrawFn) -> Electorate:
+    live = draw(nodes)
+    return Electorate(live, draw(st.sets(st.sampled_from(sorted(live)))) if live else ())
+
+
+def holders(live: Electorate, address: IPv4Address | IPv6Address) -> set[str]:
+    """Those that may answer: with the subnet, and not drained if there is one that is not."""
+    have = {n for n in live.nodes if live.has_subnet_of(n, address)}
+    return (have - live.draining) or have
+
+
+@pytest.mark.spec("C17", "C5")
+@given(electorates(), addresses)
+def test_a_drained_node_wins_only_where_nobody_else_has_the_subnet_and_nobody_never(
+    live: Electorate, address: IPv4Address | IPv6Address
+) -> None:
+    allowed = holders(live, address)
+    winner = live.winner(address)
+    assert winner == min(allowed, key=lambda n: rank(n, address), default=None)
+    assert (winner is None) == (not live.candidates(address))
+
+
+@pytest.mark.spec("C17", "C5")
+@given(electorates().filter(lambda live: bool(live.nodes)), addresses, st.data())
+def test_a_drain_moves_only_what_the_node_had_and_its_end_brings_back_just_that(
+    live: Electorate, address: IPv4Address | IPv6Address, data: st.DataObject
+) -> None:
+    node = data.draw(st.sampled_from(sorted(set(live.nodes))))
+    without = Electorate(live.nodes, live.draining - {node})
+    drained = Electorate(live.nodes, live.draining | {node})
+    before, after = without.winner(address), drained.winner(address)
+    assert before in (after, node)
+    if after == node:
+        assert set(drained.candidates(address)) <= drained.draining
+    for old, new, was in ((without, drained, before), (drained, without, after)):
+        assert new.next_winner(address, was, new.changed_since(old)) == new.winner(address)
+
+
+@pytest.mark.spec("C17")
+@given(electorates(), electorates(), addresses)
+def test_the_short_way_to_the_next_winner_knows_who_is_drained(
+    old: Electorate, other: Electorate, address: IPv4Address | IPv6Address
+) -> None:
+    new = Electorate({**old.nodes, **other.nodes}, other.draining)
+    assert new.next_winner(address, old.winner(address), new.changed_since(old)) == new.winner(address)
+    assert old.next_winner(address, new.winner(address), old.changed_since(new)) == old.winner(address)
+
+
+@pytest.mark.spec("C17")
+def test_electorates_differ_by_who_is_drained_and_a_node_that_is_not_live_is_not_drained() -> None:
+    live = {"a": {SUBNETS[0]}, "b": {SUBNETS[0]}}
+    assert Electorate(live, {"a"}) != Electorate(live)
+    assert Electorate(live, {"a", "gone"}) == Electorate(live, ["a"])
+    assert hash(Electorate(live, {"a", "gone"})) == hash(Electorate(live, ["a"]))
+
+
+@pytest.mark.spec("C17")
+@pytest.mark.parametrize(
+    ("annotations", "labels", "expected"),
+    [
+        ({}, {}, None),
+        ({names.DRAIN: "2026-11-23T07:00:00Z kernel update"}, {}, Draining.DRAINED),
+        ({names.DRAIN: ""}, {names.EXCLUDE_LABEL: "true"}, Draining.DRAINED),
+        ({}, {names.EXCLUDE_LABEL: ""}, Draining.EXCLUDED),
+        ({}, {names.EXCLUDE_LABEL: "false"}, Draining.EXCLUDED),
+        ({"purelb.io/drained": "yes"}, {"exclude-from-external-load-balancers": "true"}, None),
+    ],
+)
+def test_label_and_annotation_count_by_being_there(
+    annotations: dict[str, str], labels: dict[str, str], expected: Draining | None
+) -> None:
+    assert asked_of(NodeView("node1", "u", "1", labels=labels, annotations=annotations)) is expected
+    assert asked_of(None) is None
