@@ -52,6 +52,9 @@ class AllocatorSettings(ClusterSettings):
         ge=0,
         description="least time between begin and end of a release: agents withdraw within 2 s and report within 1 s",
     )
+    unannounced_s: float = Field(
+        30.0, gt=0, description="an address that no node has announced for so long is an Event and counted in a metric"
+    )
     model_config = SettingsConfigDict(env_prefix="PURELB_", extra="ignore", populate_by_name=True)
 
 

@@ -121,6 +121,8 @@ class Allocator:
             batch_max=settings.batch_max,
             publish_concurrency=settings.publish_concurrency,
             reservations_poll_s=settings.reservations_poll_s,
+            unannounced_s=settings.unannounced_s,
+            listen_s=2 * settings.settle_s,
             clock=self._clock,
             show_head=self._show_head,
         )

@@ -16,6 +16,7 @@ import structlog
 
 from purelb_sm.allocator.keeping import Keeping
 from purelb_sm.domain.addresses import Address, Network
+from purelb_sm.domain.announced import Announcers
 from purelb_sm.domain.book import Plan, Releasing
 from purelb_sm.domain.choose import World
 from purelb_sm.domain.freespace import FreeSpace
@@ -290,6 +291,11 @@ class Engine:
                 log.error("report_not_booked", node=reports[0].node, error=str(error), exc_info=_odd(error))
                 return []
         return [outcome for report in reports for outcome in self.take_reports([report])]
+
+    def announcers(self, keys: Collection[ServiceKey]) -> dict[ServiceKey, Announcers]:
+        """Which nodes announce each of these, as booked, and what of it is silent (C16)."""
+        with self._book.transaction(self.term, self._clock()) as unit:
+            return unit.announcers(keys)
 
     def announcing_nodes(self) -> set[str]:
         """Nodes that the book has as holding something: those without a live Lease are to be judged lost."""

@@ -19,7 +19,7 @@ from purelb_sm.domain.addresses import Address, Network
 from purelb_sm.domain.election import parse_subnets
 from purelb_sm.domain.publication import branded, current_condition
 from purelb_sm.domain.reports import NodeReport, join_slices, slice_name
-from purelb_sm.domain.views import LeaseView, NodeView, ObjectView, ServiceKey, ServiceView
+from purelb_sm.domain.views import Condition, LeaseView, NodeView, ObjectView, ServiceKey, ServiceView
 from purelb_sm.errors import InvalidInput
 from purelb_sm.kube import objects
 from purelb_sm.kube.client import KubeClient
@@ -50,6 +50,7 @@ class Intake:
         self.subnets_changed = asyncio.Event()
         self.releases_wanted = asyncio.Event()
         self.reporting: set[str] = set()
+        self.reworded: set[ServiceKey] = set()
         self._heard: set[str] = set()
         self._gone: set[str] = set()
         self._parting: set[str] = set()
@@ -94,6 +95,7 @@ class Intake:
         self._leading = False
         self.queue.clear()
         self.reporting.clear()
+        self.reworded.clear()
         self._parting.clear()
 
     # What the leader reads.
@@ -169,6 +171,12 @@ class Intake:
                 return
             yield view
 
+    def take_reworded(self, keys: Iterable[ServiceKey]) -> list[ServiceKey]:
+        """Those of these whose condition `Announced` somebody has changed: not we, or we do not know of it yet."""
+        found = [key for key in keys if key in self.reworded]
+        self.reworded.difference_update(found)
+        return found
+
     def remark(self, nodes: Iterable[str]) -> None:
         """Reports that could not be booked are looked at again."""
         self.reporting.update(nodes)
@@ -183,6 +191,8 @@ class Intake:
             return
         if (old and _concerns_us(old)) or (new and _concerns_us(new)):
             self.queue.add(view.key)
+            if old is not None and _announced(old) != _announced(view):
+                self.reworded.add(view.key)
         if old is not None and old.ingress and (new is None or new.ingress != old.ingress):
             self.releases_wanted.set()
 
@@ -228,6 +238,10 @@ def _subnets(text: str) -> frozenset[Network]:
 
 def _node_of(view: ObjectView) -> str:
     return view.labels.get(NODE_LABEL) or view.name
+
+
+def _announced(view: ServiceView) -> Condition | None:
+    return current_condition(view, names.CONDITION_ANNOUNCED)
 
 
 def _concerns_us(view: ServiceView) -> bool:

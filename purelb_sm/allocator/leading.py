@@ -20,11 +20,13 @@ from purelb_sm.allocator.cluster import KubeCluster
 from purelb_sm.allocator.engine import Engine
 from purelb_sm.allocator.intake import Intake
 from purelb_sm.allocator.metrics import AllocatorMetrics
+from purelb_sm.allocator.notices import Notices
 from purelb_sm.allocator.publisher import Publisher
 from purelb_sm.allocator.scope import OutOfScope
 from purelb_sm.allocator.teller import GroupTeller
 from purelb_sm.allocator.thread import BookThread
 from purelb_sm.domain.addresses import Address
+from purelb_sm.domain.announced import Announcers
 from purelb_sm.domain.book import Hold, Join, Leave, Plan, Reclaim, Refuse
 from purelb_sm.domain.ranges import Nodes
 from purelb_sm.domain.usage import GroupUsage
@@ -58,6 +60,8 @@ class Leading:
         batch_max: int,
         publish_concurrency: int,
         reservations_poll_s: float,
+        unannounced_s: float,
+        listen_s: float,
         clock: Callable[[], datetime],
         show_head: Callable[[tuple[int, str]], None],
     ) -> None:
@@ -84,6 +88,16 @@ class Leading:
         self._teller = GroupTeller(cluster, self._usage, metrics, clock)
         self._out_of_scope = OutOfScope(cluster, intake.namespace)
         self._planning = asyncio.Lock()
+        self._notices = Notices(
+            self._announcers,
+            intake.services.get,
+            self._publisher,
+            self._planning,
+            metrics,
+            clock,
+            after_s=unannounced_s,
+            listen_s=listen_s,
+        )
 
     async def run(self) -> None:
         """Looks at everything once, then at what changes."""
@@ -91,7 +105,7 @@ class Leading:
         await self._insist(self._set_groups)
         await self._insist(self._set_reach)
         showing, asking = self._intake.relevant()
-        booked = await self._insist(lambda: self._thread.call(self._engine.live_keys))
+        booked = await self._live_keys()
         known = set(showing) | set(asking)
         gone = [key for key in booked if key not in known]
         waited = await self._insist(lambda: self._thread.call(self._engine.waiting_keys, WAITING_MAX))
@@ -114,6 +128,10 @@ class Leading:
             group.create_task(self._releases())
             group.create_task(self._heads())
             group.create_task(self._reservations())
+            group.create_task(self._notices.run(self._live_keys))
+
+    async def _live_keys(self) -> list[ServiceKey]:
+        return await self._insist(lambda: self._thread.call(self._engine.live_keys))
 
     async def _insist(self, work: Callable[[], Awaitable[T]]) -> T:
         """Does `work`, again and again while the database is away or the work fails otherwise."""
@@ -154,7 +172,7 @@ class Leading:
     def at_rest(self) -> bool:
         """Whether nothing that came in waits to be planned, written or told, now or at a later try."""
         queue = self._intake.queue
-        untold = self._publisher.writing + self._teller.untold
+        untold = self._publisher.writing + self._teller.untold + self._notices.untold
         return self.database_well and self._all_seen and not (len(queue) + queue.delayed + untold)
 
     # Services.
@@ -183,6 +201,7 @@ class Leading:
 
     async def _plan(self, keys: Sequence[ServiceKey]) -> None:
         views = self._intake.views(keys)
+        self._notices.moved(self._intake.take_reworded(keys))
         for key in keys:
             if key not in views:
                 # Nobody tells us when it goes, as nobody could read what went.
@@ -200,6 +219,7 @@ class Leading:
             self._intake.queue.retry(key)
         for made in plans:
             self._count(made)
+            self._notices.planned(made)
             self._intake.queue.forget(made.key)
             view = views[made.key]
             if made.again:
@@ -310,6 +330,8 @@ class Leading:
         except DatabaseUnavailable:
             self._intake.remark(report.node for report in reports)
             raise
+        for outcome in outcomes:
+            self._notices.moved(outcome.changed)
         booked = sum(outcome.booked + outcome.made_up for outcome in outcomes)
         self._metrics.reports.inc(booked)
         if booked:
@@ -321,9 +343,13 @@ class Leading:
         dead = announcing - self._intake.liveness.live()
         if dead:
             log.warning("nodes_lost", nodes=sorted(dead))
-            await self._thread.call(self._engine.lose_nodes, dead, "its Lease lapsed")
+            for outcome in await self._thread.call(self._engine.lose_nodes, dead, "its Lease lapsed"):
+                self._notices.moved(outcome.changed)
             self._intake.releases_wanted.set()
             self._head_moved.set()
+
+    async def _announcers(self, keys: Sequence[ServiceKey]) -> Mapping[ServiceKey, Announcers]:
+        return await self._insist(lambda: self._thread.call(self._engine.announcers, keys))
 
     # Releases.
 

@@ -51,6 +51,11 @@ class AllocatorMetrics:
         self.waiting = Gauge(
             "purelb_allocator_services_waiting", "Services refused and waiting for a change", registry=r
         )
+        self.unannounced = Gauge(
+            "purelb_services_unannounced",
+            "Services with an address that no node has announced for 30 s, or what is set",
+            registry=r,
+        )
         self.releasing = Gauge("purelb_allocator_addresses_releasing", "Addresses whose release is held up", registry=r)
         self.plans_failed = Counter(
             "purelb_allocator_plans_failed",

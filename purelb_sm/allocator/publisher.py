@@ -71,6 +71,10 @@ class Publisher:
             return True
         return False
 
+    def has(self, key: ServiceKey) -> bool:
+        """Whether a write of `key` waits or runs. Asking this has no consequence."""
+        return key in self._busy
+
     @property
     def writing(self) -> int:
         """How many Services have a write under way, or one that waits for its turn."""
@@ -84,10 +88,10 @@ class Publisher:
                 self._backlog.append(item)
             self._wake.notify_all()
 
-    async def roomy(self) -> None:
-        """Waits while the backlog is long."""
+    async def roomy(self, rounds: int = 20) -> None:
+        """Waits while the backlog is long: more than that for each write that can be under way at once."""
         async with self._wake:
-            await self._wake.wait_for(lambda: len(self._backlog) < self._concurrency * 20)
+            await self._wake.wait_for(lambda: len(self._backlog) < self._concurrency * rounds)
 
     async def run(self) -> None:
         """Works until cancelled."""

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from purelb_sm.domain import names
 from purelb_sm.domain.addresses import Address
+from purelb_sm.domain.announced import named
 from purelb_sm.domain.publication import branded, current_condition, shown_addresses
 from purelb_sm.domain.release import may_confirm
-from purelb_sm.domain.remedies import remedy
-from purelb_sm.domain.states import AllocationState, ServiceState
+from purelb_sm.domain.remedies import NOT_ANNOUNCED, remedy
+from purelb_sm.domain.states import AllocationState, AnnouncementState, ServiceState
 from purelb_sm.domain.views import ServiceKey, ServiceView
 
 if TYPE_CHECKING:
@@ -113,10 +114,20 @@ def _why(found: Explanation, seen: Seen | None) -> tuple[str, str]:
     if service.state is ServiceState.ALLOCATED:
         return (
             "it has every address that it asks for, and no node announces one of them",
-            "a live node in the subnet of the address (a local group), with a running agent and, under "
-            "externalTrafficPolicy Local, a ready endpoint",
+            NOT_ANNOUNCED,
         )
+    if silent := _silent(found):
+        return f"it has every address that it asks for, and no node announces {named(silent)}", NOT_ANNOUNCED
     return "it has every address that it asks for, and nodes announce them", ""
+
+
+def _silent(found: Explanation) -> list[Address]:
+    """What it has, and no node announces."""
+    return [
+        held.address
+        for held in found.addresses
+        if found.key in held.members and all(a.state is not AnnouncementState.PRESENT for a in held.announcements)
+    ]
 
 
 def waits_for(held: HeldAddress, seen: Seen | None, now: datetime) -> str:

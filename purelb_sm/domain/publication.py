@@ -60,7 +60,14 @@ def publish_refused(view: ServiceView, condition: Condition) -> Publication | No
     annotations: dict[str, str | None] = {name: None for name in names.OURS if stale and name in view.annotations}
     annotations |= _granted(view)
     ingress: tuple[Address, ...] | None = () if stale and view.ingress else None
-    return _difference(view, ingress, annotations, _with(view.conditions, condition))
+    # Without an address there is nothing of which a node could announce it.
+    kept = tuple(c for c in view.conditions if c.type != names.CONDITION_ANNOUNCED)
+    return _difference(view, ingress, annotations, _with(kept, condition))
+
+
+def publish_condition(view: ServiceView, condition: Condition) -> Publication | None:
+    """Shows this condition beside the others, and changes nothing else."""
+    return _difference(view, None, {}, _with(view.conditions, condition))
 
 
 def _granted(view: ServiceView) -> dict[str, str | None]:
@@ -79,24 +86,29 @@ def condition_allocated(
     view: ServiceView, addresses: Iterable[Address], group: str, now: datetime, remark: str = ""
 ) -> Condition:
     text = ", ".join(str(address) for address in addresses) + f" from pool {group}"
-    return _condition(view, "True", "Allocated", f"{text}; {remark}" if remark else text, now)
+    message = f"{text}; {remark}" if remark else text
+    return _condition(view, names.CONDITION_ALLOCATED, "True", "Allocated", message, now)
 
 
 def condition_refused(view: ServiceView, reason: Reason, message: str, now: datetime) -> Condition:
-    return _condition(view, "False", reason.value, message, now)
+    return _condition(view, names.CONDITION_ALLOCATED, "False", reason.value, message, now)
 
 
-def current_condition(view: ServiceView) -> Condition | None:
-    return next((c for c in view.conditions if c.type == names.CONDITION_ALLOCATED), None)
+def condition_announced(view: ServiceView, status: str, reason: str, message: str, now: datetime) -> Condition:
+    return _condition(view, names.CONDITION_ANNOUNCED, status, reason, message, now)
 
 
-def _condition(view: ServiceView, status: str, reason: str, message: str, now: datetime) -> Condition:
+def current_condition(view: ServiceView, type_: str = names.CONDITION_ALLOCATED) -> Condition | None:
+    return next((c for c in view.conditions if c.type == type_), None)
+
+
+def _condition(view: ServiceView, type_: str, status: str, reason: str, message: str, now: datetime) -> Condition:
     """`lastTransitionTime` moves only when the status does (meta/v1 Condition); an equal condition is kept as it is."""
-    current = current_condition(view)
+    current = current_condition(view, type_)
     if current and (current.status, current.reason, current.message) == (status, reason, message):
         return current
     at = current.last_transition_time if current and current.status == status else _rfc3339(now)
-    return Condition(names.CONDITION_ALLOCATED, status, reason, message, at, view.generation)
+    return Condition(type_, status, reason, message, at, view.generation)
 
 
 def _with(conditions: tuple[Condition, ...], condition: Condition) -> tuple[Condition, ...]:

@@ -1,4 +1,4 @@
-"""What would change a refusal: one sentence for each reason, for `purelb explain` and its readers (spec B3)."""
+"""What would change a refusal, or a silence: one sentence for each, for `purelb explain` and its readers (spec B3)."""
 
 from __future__ import annotations
 
@@ -41,6 +41,12 @@ REMEDIES: Final[dict[Reason, str]] = {
     Reason.FOREIGN_INGRESS: "the other controller lets go of the Service: until then its ingress is left alone",
     Reason.WAITING_FOR_FAMILIES: "the API server fills in the Service's families; nothing needs to be done",
 }
+
+NOT_ANNOUNCED: Final = (
+    "a live node in the subnet of the address (a local group), with a running agent and, under "
+    "externalTrafficPolicy Local, a ready endpoint"
+)
+"""What an address needs to be announced."""
 
 
 def remedy(reason: str) -> str:

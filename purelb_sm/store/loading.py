@@ -42,21 +42,21 @@ LIVE = _S.c.state != literal(ServiceState.WITHDRAWN.value)
 NOT_RELEASED = _A.c.released_at.is_(None)
 RELEASING = _A.c.state == literal(AllocationState.RELEASING.value)
 QUARANTINED = _A.c.state == literal(AllocationState.QUARANTINED.value)
-_MEMBER = _M.c.until_at.is_(None)
-_CURRENT = _N.c.until_at.is_(None)
-_PRESENT = _N.c.state == literal(AnnouncementState.PRESENT.value)
+MEMBER = _M.c.until_at.is_(None)
+CURRENT = _N.c.until_at.is_(None)
+PRESENT = _N.c.state == literal(AnnouncementState.PRESENT.value)
 _NOT_HELD = _A.c.state != literal(AllocationState.HELD.value)
 
-_ANNOUNCED = exists().where(_N.c.allocation_id == _A.c.id, _CURRENT, _PRESENT).label("announced")
+ANNOUNCED = exists().where(_N.c.allocation_id == _A.c.id, CURRENT, PRESENT).label("announced")
 
 _OVER = [literal(state.value) for state in (AnnouncementState.ABSENT, AnnouncementState.FAILED)]
-MAY_BE_HELD = exists().where(_N.c.allocation_id == _A.c.id, _CURRENT, _N.c.state.not_in(_OVER))
+MAY_BE_HELD = exists().where(_N.c.allocation_id == _A.c.id, CURRENT, _N.c.state.not_in(_OVER))
 """Of an allocation: some node's kernel holds it, or nobody can say."""
 
-ALLOCATIONS = select(_A, _ANNOUNCED)
+ALLOCATIONS = select(_A, ANNOUNCED)
 """To be given a condition: what `load_allocations` takes."""
 
-ANNOUNCEMENTS = select(_N, _A.c.address, _A.c.group_name).join(_A, _A.c.id == _N.c.allocation_id).where(_CURRENT)
+ANNOUNCEMENTS = select(_N, _A.c.address, _A.c.group_name).join(_A, _A.c.id == _N.c.allocation_id).where(CURRENT)
 """To be given a condition: what `load_announcements` takes."""
 
 _LIVE_BY_KEY = select(_S).where(
@@ -64,14 +64,14 @@ _LIVE_BY_KEY = select(_S).where(
 )
 _BY_UID = select(_S).where(_S.c.uid.in_(_list("uids")))
 _HELD_BY = (
-    select(_A, _ANNOUNCED, _M.c.service_uid)
-    .join(_M, (_M.c.allocation_id == _A.c.id) & _MEMBER)
-    .where(_A.c.id.in_(select(_M.c.allocation_id).where(_M.c.service_uid.in_(_list("uids")), _MEMBER)))
+    select(_A, ANNOUNCED, _M.c.service_uid)
+    .join(_M, (_M.c.allocation_id == _A.c.id) & MEMBER)
+    .where(_A.c.id.in_(select(_M.c.allocation_id).where(_M.c.service_uid.in_(_list("uids")), MEMBER)))
 )
 _PORTS_OF = select(_P.c.allocation_id, _P.c.service_uid, _P.c.protocol, _P.c.port).where(
     _P.c.allocation_id.in_(_list("ids")), _P.c.service_uid.in_(_list("uids")), _P.c.until_at.is_(None)
 )
-_MEMBERS_OF = select(_M.c.service_uid).where(_M.c.allocation_id.in_(_list("ids")), _MEMBER).distinct()
+_MEMBERS_OF = select(_M.c.service_uid).where(_M.c.allocation_id.in_(_list("ids")), MEMBER).distinct()
 _CLAIMED = ALLOCATIONS.where(_A.c.claim.in_(_list("claims")), NOT_RELEASED, _NOT_HELD).order_by(_A.c.id)
 _BY_ADDRESS = ALLOCATIONS.where(_A.c.address.in_(_list("addresses")), NOT_RELEASED)
 _ANNOUNCEMENTS_OF = ANNOUNCEMENTS.where(_N.c.allocation_id.in_(_list("ids")))

@@ -9,6 +9,7 @@ from typing import ParamSpec, TypeVar
 from sqlalchemy import select
 
 from purelb_sm.domain.addresses import Address, AddressRange, Family
+from purelb_sm.domain.announced import Announcers
 from purelb_sm.domain.book import Booked, BookedAllocation, BookedService, Plan, Releasing
 from purelb_sm.domain.groups import Group, Pool
 from purelb_sm.domain.outlook import Outlook, Quarantined
@@ -20,7 +21,18 @@ from purelb_sm.domain.states import AllocationState, ServiceState
 from purelb_sm.domain.views import ServiceKey
 from purelb_sm.errors import InvalidGroup, StoreError
 from purelb_sm.models import Allocation, Service, table
-from purelb_sm.store import applying, counting, grouping, loading, releasing, reporting, reserving, sharing, tenants
+from purelb_sm.store import (
+    announcers,
+    applying,
+    counting,
+    grouping,
+    loading,
+    releasing,
+    reporting,
+    reserving,
+    sharing,
+    tenants,
+)
 from purelb_sm.store.reporting import ReportOutcome
 from purelb_sm.store.workspace import Workspace
 
@@ -153,6 +165,10 @@ class Unit:
     def announcing_nodes(self) -> set[str]:
         """Nodes of which a kernel may hold something, as booked: one of them without a Lease is to be judged lost."""
         return self._do(reporting.announcing_nodes, self._ws)
+
+    def announcers(self, keys: Iterable[ServiceKey]) -> dict[ServiceKey, Announcers]:
+        """Which nodes announce each of these Services, and what of it is silent; nothing for one without an address."""
+        return self._do(announcers.announcers, self._ws, keys)
 
     def releasing(self, limit: int, after: int = 0) -> list[Releasing]:
         """Allocations on their way out with all that can hold them up, by id, from the one after `after`."""
