@@ -59,11 +59,12 @@ class Entry:
 def entries(sock: nl.RtnlSocket) -> Iterator[Entry]:
     """The whole table, both families, all interfaces. Asked for at once, read one by one: most are looked at once."""
     messages = sock.dump(nl.RTM_GETADDR, _IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
-    parsed = (_entry(body) for kind, _flags, body in messages if kind == nl.RTM_NEWADDR)
+    parsed = (entry_of(body) for kind, _flags, body in messages if kind == nl.RTM_NEWADDR)
     return (entry for entry in parsed if entry is not None)
 
 
-def _entry(body: bytes) -> Entry | None:
+def entry_of(body: bytes) -> Entry | None:
+    """The row that an RTM_NEWADDR or RTM_DELADDR is about; None where it has no IP address."""
     family, prefix_length, flags, _scope, index = _IFADDR.unpack_from(body)
     found = dict(nl.attributes(body, _IFADDR.size))
     peer = found.get(_IFA_ADDRESS, found.get(_IFA_LOCAL))

@@ -9,24 +9,26 @@ import asyncio
 import contextlib
 import re
 import time
-from ipaddress import ip_address
+from collections.abc import AsyncIterator
+from ipaddress import ip_address, ip_interface
 
 import pytest
 
 from purelb_sm.domain.addresses import Address
-from purelb_sm.kube.resources import EVENTS, SERVICES
+from purelb_sm.kube.resources import EVENTS
 from purelb_sm.sandbox.cluster import ApiState
 from purelb_sm.sandbox.cluster.layout import NODE_INTERFACE
 from purelb_sm.sandbox.launcher import Options
 from tests.e2e.conftest import Start
-from tests.support.stage import LEASE_S, LOADED_S, LOCAL, LOCAL6, NAMESPACE, QUICK, REMOTE, Stage
+from tests.support.stage import LEASE_S, LOADED_S, LOCAL, LOCAL6, NAMESPACE, QUICK, REMOTE, Stage, watched_stage
 
 pytestmark = pytest.mark.root
 
 
 @pytest.fixture
-async def stage(start_sandbox: Start) -> Stage:
-    return Stage(await start_sandbox(Options(nodes=3, allocator=False, agent_flags=QUICK)))
+async def stage(start_sandbox: Start) -> AsyncIterator[Stage]:
+    with watched_stage(await start_sandbox(Options(nodes=3, allocator=False, agent_flags=QUICK))) as stage:
+        yield stage
 
 
 @pytest.mark.spec("C2", "C3", "C4", "C7", "C8")
@@ -70,7 +72,7 @@ async def test_a_deleted_service_leaves_every_kernel(stage: Stage) -> None:
     await stage.allocated("echo", LOCAL, REMOTE)
     await stage.one_holder(LOCAL)
     await stage.held_by(REMOTE, *stage.cluster.nodes)
-    await stage.sandbox.delete(SERVICES, "echo", NAMESPACE)
+    await stage.deleted("echo")
     started = time.monotonic()
     await stage.held_by(LOCAL)
     await stage.held_by(REMOTE)
@@ -83,7 +85,7 @@ async def test_a_dead_nodes_address_answers_from_another_within_the_lease_and_a_
     dead = await stage.one_holder(LOCAL)
     await stage.answered_by(LOCAL, dead)
     async with stage.cluster.sniff() as wire:
-        await stage.sandbox.power_off(dead)
+        await stage.power_off(dead)
         died = time.time()
         heir = await stage.one_holder(LOCAL, other_than=dead)
         mac = await stage.cluster.mac(heir)
@@ -100,7 +102,7 @@ async def test_a_dead_nodes_address_answers_from_another_within_the_lease_and_a_
 
     await stage.sandbox.until("the annotation to name the heir", written)
     # The dead come back: the same decision as before, and again exactly one.
-    await stage.sandbox.power_on(dead)
+    await stage.power_on(dead)
     assert await stage.one_holder(LOCAL) == dead
     await stage.answered_by(LOCAL, dead)
 
@@ -112,7 +114,7 @@ async def test_told_to_stop_an_agent_leaves_nothing_behind_and_the_next_takes_ov
     leaving = await stage.one_holder(LOCAL)
     await stage.held_by(REMOTE, *stage.cluster.nodes)
     started = time.monotonic()
-    await stage.sandbox.stop_agent(leaving)
+    await stage.stop_agent(leaving)
     assert stage.sandbox.agents[leaving].returncode == 0, stage.sandbox.agents[leaving].output()
     assert time.monotonic() - started < 5.0
     assert await stage.lease(leaving) is None
@@ -132,11 +134,12 @@ async def test_a_killed_agent_takes_over_what_is_there_without_a_gap_and_cleans_
     await stage.held_by(ip_address("172.31.1.9"), *stage.cluster.nodes)
     foreign = ("172.30.250.98/24", NODE_INTERFACE), ("172.31.1.7/32", "kube-lb0")
     with stage.watched(node) as told:
-        await stage.sandbox.kill_agent(node)
+        await stage.kill_agent(node)
         for address, interface in foreign:
             stage.ip(node, "address", "add", address, "dev", interface)
-        await stage.sandbox.delete(SERVICES, "gone", NAMESPACE)
-        await stage.sandbox.start_agent(node)
+        stage.watcher.guard(node, only={ip_interface(address).ip for address, _ in foreign})
+        await stage.deleted("gone")
+        await stage.start_agent(node)
         await stage.held_by(ip_address("172.31.1.9"))
     removed = [line for line in told if line.startswith("Deleted")]
     assert len(removed) == 1, removed
@@ -156,6 +159,7 @@ async def test_what_a_person_or_a_link_takes_away_is_back(stage: Stage) -> None:
     await stage.held_by(LOCAL, node)
     stage.ip(node, "link", "del", "kube-lb0")
     await stage.held_by(REMOTE, *stage.cluster.nodes)
+    stage.watcher.release(node6)
     await stage.cluster.link_down(node6, admin=True)
     await stage.cluster.link_up(node6)
     await stage.held_by(LOCAL6, node6)
@@ -191,13 +195,14 @@ async def test_a_node_that_the_others_gave_up_takes_its_traffic_back(stage: Stag
     away = await stage.one_holder(LOCAL)
     await stage.answered_by(LOCAL, away)
     process = stage.sandbox.agents[away]
+    stage.watcher.excuse(away, how)
     match how:
         case "no-api":
             await stage.cluster.set_api(away, ApiState.HUNG)
         case "paused":
             process.pause()
         case _:
-            await stage.sandbox.kill_agent(away)
+            await stage.kill_agent(away)
     heir = await stage.one_holder(LOCAL, other_than=away)
     await stage.answered_by(LOCAL, heir)
     match how:
@@ -206,7 +211,8 @@ async def test_a_node_that_the_others_gave_up_takes_its_traffic_back(stage: Stag
         case "paused":
             process.resume()
         case _:
-            await stage.sandbox.start_agent(away)
+            await stage.start_agent(away)
+    stage.watcher.count(away)
     await stage.held_by(LOCAL, away)
     await stage.answered_by(LOCAL, away)
 
@@ -217,7 +223,7 @@ async def test_told_to_stop_while_the_api_server_is_away_an_agent_withdraws_and_
     leaving = await stage.one_holder(LOCAL)
     await stage.cluster.set_api(leaving, ApiState.HUNG)
     started = time.monotonic()
-    await stage.sandbox.stop_agent(leaving)
+    await stage.stop_agent(leaving)
     assert time.monotonic() - started < 5.0
     assert stage.sandbox.agents[leaving].returncode == 0, stage.sandbox.agents[leaving].output()
     assert not [held for held in await stage.cluster.addresses(leaving) if held.mine]
@@ -227,6 +233,9 @@ async def test_told_to_stop_while_the_api_server_is_away_an_agent_withdraws_and_
 async def test_agents_killed_at_any_time_while_services_come_and_go_converge(stage: Stage) -> None:
     """Kills are spread over the work: while addresses are added, while they are removed, while an agent starts."""
     stage.ip("node1", "address", "add", "172.30.250.98/24", "dev", NODE_INTERFACE)
+    stage.watcher.guard("node1")
+    # In the middle of it a node may wait for its next agent; what comes out is compared at the end.
+    stage.watcher.agree(two_s=20.0, none_s=20.0, left_s=20.0)
     expected: set[Address] = set()
     for turn in range(6):
         victim = stage.cluster.nodes[turn % 3]
@@ -236,13 +245,14 @@ async def test_agents_killed_at_any_time_while_services_come_and_go_converge(sta
             stage.allocated(f"routed{turn}", adding[1], group="routed", port=2000 + turn),
         )
         await asyncio.sleep(0.02 * turn)  # Where in the work the kill falls differs; that is all that this is for.
-        await stage.sandbox.kill_agent(victim)
+        await stage.kill_agent(victim)
         await work
         expected |= set(adding)
         if turn >= 2:
-            await stage.sandbox.delete(SERVICES, f"local{turn - 2}", NAMESPACE)
+            await stage.deleted(f"local{turn - 2}")
             expected.discard(ip_address("172.30.250.54") + turn - 2)
         await stage.sandbox.start_agent(victim, wait=turn % 2 == 0)
+        stage.watcher.count(victim)
 
     async def converged() -> bool:
         tables = {node: await stage.cluster.addresses(node) for node in stage.cluster.nodes}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import select
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from typing import Any
 
@@ -17,6 +17,8 @@ from purelb_sm.domain.addresses import Address
 from purelb_sm.kube.client import MERGE_PATCH
 from purelb_sm.kube.resources import LEASES, NODE_ANNOUNCEMENTS, SERVICES
 from purelb_sm.sandbox.launcher import Sandbox
+from tests.support.invariants import Bounds
+from tests.support.watcher import Watcher
 
 NAMESPACE = "default"
 LOCAL, LOCAL6, REMOTE = ip_address("172.30.250.53"), ip_address("fd30:250::53"), ip_address("172.31.1.225")
@@ -26,12 +28,21 @@ LOADED_S = 2.0
 """What a busy machine may add to a bound that the specification gives."""
 
 
-class Stage:
-    """A sandbox without an allocator, and the means to play it."""
+BOUNDS = Bounds(two_s=2.0 + LOADED_S, none_s=LEASE_S + 1.0 + LOADED_S, left_s=2.0 + LOADED_S)
+"""For agents with QUICK Leases: C6 for a node that dies, C11 for what must go, and as long for who comes back."""
 
-    def __init__(self, sandbox: Sandbox) -> None:
+
+class Stage:
+    """A sandbox without an allocator, and the means to play it. Its watcher knows what is allocated and deleted, and
+    which agents and nodes are ended, as long as that is done here."""
+
+    def __init__(self, sandbox: Sandbox, watcher: Watcher) -> None:
         self.sandbox = sandbox
         self.cluster = sandbox.cluster
+        self.watcher = watcher
+        self._shown: dict[str, tuple[Address, ...]] = {}
+
+    # Playing the allocator.
 
     async def allocated(self, name: str, *addresses: Address, group: str = "default", port: int = 80) -> None:
         """A Service as the allocator leaves it."""
@@ -47,6 +58,51 @@ class Stage:
         body = {"status": {"loadBalancer": {"ingress": [{"ip": str(a), "ipMode": "VIP"} for a in addresses]}}}
         path = SERVICES.path(name, NAMESPACE, "status")
         await self.sandbox.client.request("PATCH", path, body=body, content_type=MERGE_PATCH)
+        before = self._shown.get(name, ())
+        self._shown[name] = addresses
+        self._expect_gone(before)
+        self._expect([address for address in addresses if address not in before])
+
+    async def deleted(self, *services: str) -> None:
+        """The Services are deleted, and gone."""
+        for name in services:
+            await self.sandbox.delete(SERVICES, name, NAMESPACE)
+            self._expect_gone(self._shown.pop(name, ()))
+
+    def _expect(self, addresses: Iterable[Address]) -> None:
+        local = self.cluster.layout.local
+        for address in addresses:
+            self.watcher.expect(address, everywhere=not any(address in subnet for subnet in local))
+
+    def _expect_gone(self, addresses: Iterable[Address]) -> None:
+        still_shown = {address for shown in self._shown.values() for address in shown}
+        self.watcher.expect_gone(*(address for address in addresses if address not in still_shown))
+
+    # Ending and starting what runs on the nodes. Meanwhile they do not count.
+
+    async def kill_agent(self, node: str) -> None:
+        self.watcher.excuse(node, "its agent is killed")
+        await self.sandbox.kill_agent(node)
+
+    async def stop_agent(self, node: str) -> None:
+        self.watcher.excuse(node, "its agent is told to stop")
+        await self.sandbox.stop_agent(node)
+
+    async def start_agent(self, node: str) -> None:
+        await self.sandbox.start_agent(node)
+        self.watcher.count(node)
+
+    async def power_off(self, node: str) -> None:
+        self.watcher.excuse(node, "the machine is dead")
+        self.watcher.release(node)
+        await self.sandbox.power_off(node)
+
+    async def power_on(self, node: str) -> None:
+        await self.sandbox.power_on(node)
+        self.watcher.count(node)
+        self.watcher.guard(node)
+
+    # What there is to see.
 
     async def holders(self, address: Address) -> list[str]:
         return sorted(await self.sandbox.holders(address))
@@ -115,3 +171,12 @@ class Stage:
                 monitor.terminate()
                 told = monitor.communicate()[0].splitlines()
                 lines += [line for line in told if "192.0.2.77" not in line]
+
+
+@contextlib.contextmanager
+def watched_stage(sandbox: Sandbox, bounds: Bounds = BOUNDS) -> Iterator[Stage]:
+    """A stage whose watcher sees everything from now on; at its end it raises what must not have been. What is
+    somebody else's on any node must stay as it is."""
+    with Watcher(sandbox.cluster, bounds) as watcher:
+        watcher.guard()
+        yield Stage(sandbox, watcher)
