@@ -5,6 +5,7 @@ NetError                        (base; `reason` is bounded and may label a metri
 ├── InterfaceMissing            no interface of that name, now
 ├── InterfaceUnsuitable         there is one, but it is not of a kind that may carry our addresses or frames
 ├── ForeignAddress              the address is there already and is not ours: never taken over, never removed
+├── AddressConflict             another station on the link uses the address
 ├── DumpInterrupted             the kernel's tables changed under every one of several dumps
 └── KernelRefused               any other errno, which it carries
 """
@@ -51,6 +52,18 @@ class ForeignAddress(NetError):
         super().__init__(f"{address} on {interface} was not put there by us")
         self.address = address
         self.interface = interface
+
+
+class AddressConflict(NetError):
+    """Not the kernel's word, but the link's: that of the station with this MAC."""
+
+    reason = "AddressConflict"
+
+    def __init__(self, address: IPAddress, interface: str, mac: bytes) -> None:
+        super().__init__(f"{address} is used by {mac.hex(':')} on the link of {interface}")
+        self.address = address
+        self.interface = interface
+        self.mac = mac
 
 
 class DumpInterrupted(NetError):

@@ -7,6 +7,7 @@ kernel outlives an agent process.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from purelb_sm.net import neighbours
 from purelb_sm.net.errors import ForeignAddress, InterfaceMissing, InterfaceUnsuitable, NetError
 from purelb_sm.net.facts import in_order
 from purelb_sm.net.links import DUMMY_KINDS
-from purelb_sm.net.model import Change, Family, Held, Interface, IPAddress, IPNetwork, Wanted
+from purelb_sm.net.model import Change, Family, Held, Interface, IPAddress, IPNetwork, Sighting, Wanted
 from purelb_sm.net.monitor import RESYNC, PendingChanges
 
 Key = tuple[str, IPAddress, int]
@@ -26,7 +27,7 @@ Key = tuple[str, IPAddress, int]
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """One announcement that went out, at `at` on the fake's clock."""
+    """One announcement or probe that went out, at `at` on the fake's clock."""
 
     address: IPAddress
     interface: str
@@ -48,6 +49,10 @@ class FakeKernel:
         self._refused: dict[IPAddress, NetError] = {}
         self._subscribers: list[PendingChanges] = []
         self._next_index = 1
+        self.probed: list[Announcement] = []
+        self._stations: dict[tuple[str, IPAddress], bytes] = {}
+        self._listened: set[tuple[str, IPAddress]] = set()
+        self._on_sighting: Callable[[Sighting], None] = lambda sighting: None
 
     async def __aenter__(self) -> Self:
         return self
@@ -109,6 +114,24 @@ class FakeKernel:
     def lose_notices(self) -> None:
         """The subscribers are told to look at everything again."""
         self._tell_all(RESYNC)
+
+    def add_station(self, address: IPAddress, interface: str, mac: bytes) -> None:
+        """Another host on the link has this address from now on, and answers for it."""
+        self._stations[interface, address] = mac
+
+    def remove_station(self, address: IPAddress, interface: str) -> None:
+        del self._stations[interface, address]
+
+    def see(self, address: IPAddress, interface: str, mac: bytes, *, asks: bool = False) -> None:
+        """A frame comes in, of somebody who uses the address or asks for it. Told in the next turn of the loop."""
+        link = self._links.get(interface)
+        if link is not None and link.up and (interface, address) in self._listened:
+            sighting = Sighting(address, interface, mac, asks)
+            asyncio.get_running_loop().call_soon(lambda: self._on_sighting(sighting))
+
+    def listens_for(self) -> set[IPAddress]:
+        """What is listened for, on whatever interface."""
+        return {address for _, address in self._listened}
 
     # KernelProtocol.
 
@@ -185,6 +208,28 @@ class FakeKernel:
                 yield await pending.take()
         finally:
             self._subscribers.remove(pending)
+
+    def on_sighting(self, callback: Callable[[Sighting], None]) -> None:
+        self._on_sighting = callback
+
+    def listen(self, addresses: Collection[IPAddress], interface: str) -> None:
+        if interface not in self._links:
+            raise InterfaceMissing(interface)
+        self._listened.update((interface, address) for address in addresses)
+
+    def stop_listening(self, addresses: Collection[IPAddress], interface: str) -> None:
+        self._listened.difference_update((interface, address) for address in addresses)
+
+    def probe(self, address: IPAddress, interface: str) -> bool:
+        link = self._links.get(interface)
+        if link is None:
+            raise InterfaceMissing(interface)
+        if link.up:
+            self.probed.append(Announcement(address, interface, self._clock()))
+            mac = self._stations.get((interface, address))
+            if mac is not None:
+                self.see(address, interface, mac)
+        return link.up
 
     def _send(self, address: IPAddress, ifname: str) -> bool:
         link = self._links.get(ifname)

@@ -1,7 +1,8 @@
 """The kernel of this node, as the agent uses it: one object, asynchronous, in one network namespace.
 
 All requests go through one thread, one after the other: the netlink answers of a batch block for milliseconds, and a
-look at the table followed by a change must not have another change in between.
+look at the table followed by a change must not have another change in between. Frames are sent and heard on the loop:
+that takes microseconds.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from typing import Self, TypeVar
 
 import structlog
 
-from purelb_sm.net import addresses, facts, links, neighbours, pyroute
+from purelb_sm.net import addresses, conflicts, facts, links, neighbours, pyroute
 from purelb_sm.net import rtnetlink as nl
 from purelb_sm.net.errors import NetError, from_errno
-from purelb_sm.net.model import Change, Family, Held, Interface, IPAddress, IPNetwork, Wanted
+from purelb_sm.net.model import Change, Family, Held, Interface, IPAddress, IPNetwork, Sighting, Wanted
 from purelb_sm.net.monitor import Monitor
 from purelb_sm.net.ownership import ADDRESS_PROTOCOL, JOURNAL_DIRECTORY, KernelMark, Ownership, open_journal
 
@@ -55,6 +56,8 @@ class Kernel:
         self._use_journal = use_journal
         self._open_socket = open_socket
         self._thread: ThreadPoolExecutor | None = None
+        self._on_sighting: Callable[[Sighting], None] = lambda sighting: None
+        self._ears = conflicts.Ears(open_socket, lambda sighting: self._on_sighting(sighting))
 
     async def __aenter__(self) -> Self:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="netlink")
@@ -69,6 +72,7 @@ class Kernel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._thread is not None
+        self._ears.close()
         await self._in_thread(self._close)
         self._thread.shutdown()
 
@@ -122,6 +126,18 @@ class Kernel:
         async with Monitor(self._open_socket) as monitor:
             while True:
                 yield await monitor.next_change()
+
+    def on_sighting(self, callback: Callable[[Sighting], None]) -> None:
+        self._on_sighting = callback
+
+    def listen(self, addresses: Collection[IPAddress], interface: str) -> None:
+        self._ears.listen(addresses, interface)
+
+    def stop_listening(self, addresses: Collection[IPAddress], interface: str) -> None:
+        self._ears.stop_listening(addresses, interface)
+
+    def probe(self, address: IPAddress, interface: str) -> bool:
+        return self._sender.ask(address, interface)
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         assert self._thread is not None, "the kernel is used as a context manager"

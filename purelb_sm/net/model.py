@@ -74,6 +74,17 @@ class Change:
     index: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A frame says that the station with this MAC uses the address on the interface's link; `asks`: that it is about
+    to, and asks whether anybody else does (RFC 5227: an ARP probe; RFC 4862: a solicitation for duplicates)."""
+
+    address: IPAddress
+    interface: str
+    mac: bytes
+    asks: bool = False
+
+
 class KernelProtocol(Protocol):
     """What the agent sees of the kernel: `kernel.Kernel` is the real one, `fake.FakeKernel` lives in memory.
 
@@ -137,4 +148,30 @@ class KernelProtocol(Protocol):
     def changes(self) -> AsyncGenerator[Change, None]:
         """What changes from now on. The first is always `resync`, so that nothing falls between a look and the
         watch. Equal changes that wait are merged. Close it (`contextlib.aclosing`) when done."""
+        ...
+
+    def on_sighting(self, callback: Callable[[Sighting], None]) -> None:
+        """`callback(sighting)` for each frame about an address that is listened for, on the running loop. There is one
+        callback; it must not raise, wait or take long. What this node sends itself may be among them."""
+        ...
+
+    def listen(self, addresses: Collection[IPAddress], interface: str) -> None:
+        """From now on sightings of these on this interface are told. Nothing is opened before the first, and the
+        frames of other addresses are kept away by the kernel, as far as it can tell them apart.
+
+        To listen again, be it for no address, makes sure of it when the interface may have come anew. Raises
+        `InterfaceMissing`, `InterfaceUnsuitable` for a link that is no Ethernet, or `KernelRefused`.
+        """
+        ...
+
+    def stop_listening(self, addresses: Collection[IPAddress], interface: str) -> None:
+        """Sightings of these are told no more; with the last of an interface all is closed."""
+        ...
+
+    def probe(self, address: IPAddress, interface: str) -> bool:
+        """Asks the link once who uses the address, without saying that we do: an ARP probe, or a solicitation for
+        duplicates. Who does is told as a sighting, if it is listened for. False: the link is down.
+
+        Raises as `listen` does.
+        """
         ...

@@ -1,11 +1,13 @@
-"""Telling the neighbours on a link who answers for an address: gratuitous ARP and unsolicited Neighbor Advertisement.
+"""Telling the neighbours on a link who answers for an address: gratuitous ARP and unsolicited Neighbor Advertisement;
+and asking them whether anybody does: ARP probe and Neighbor Solicitation for duplicates.
 
 Sources: RFC 5227 section 3 (ARP announcement: a request), RFC 5944 section 4.6 (both request and reply serve; some
 stacks learn from the one only, some from the other, so both are sent), RFC 4861 section 7.2.6 (unsolicited NA to all
-nodes, override set, solicited clear).
+nodes, override set, solicited clear); RFC 5227 section 1.1 (ARP probe: the sender's address is all zero), RFC 4862
+section 5.4.2 (the solicitation's source is unspecified): neither changes anybody's cache.
 
-Only the telling is done here. Questions (ARP requests, Neighbor Solicitations) are answered by the kernel, which does
-so for IPv6 only if the address is on the interface that was asked; a local address is put there.
+What they answer is heard in `net.conflicts`. Their questions (ARP requests, Neighbor Solicitations) are answered by the
+kernel, which does so for IPv6 only if the address is on the interface that was asked; a local address is put there.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ log = structlog.get_logger(__name__)
 _BROADCAST = b"\xff" * 6
 _ALL_NODES = IPv6Address("ff02::1").packed
 _ETH_ARP, _ETH_IPV6 = b"\x08\x06", b"\x86\xdd"
-_ICMPV6, _NEIGHBOR_ADVERTISEMENT, _TARGET_LINK_ADDRESS = 58, 136, 2
+_UNSPECIFIED, _SOLICITED_NODE = bytes(16), IPv6Address("ff02::1:ff00:0").packed[:13]
+_ICMPV6, _NEIGHBOR_SOLICITATION, _NEIGHBOR_ADVERTISEMENT, _TARGET_LINK_ADDRESS = 58, 135, 136, 2
 _OVERRIDE = 0x20000000
 
 ARP_REQUEST, ARP_REPLY = 1, 2
@@ -49,15 +52,31 @@ def gratuitous_arp(mac: bytes, address: IPv4Address, operation: int) -> bytes:
     return _BROADCAST + mac + _ETH_ARP + arp
 
 
+def arp_probe(mac: bytes, address: IPv4Address) -> bytes:
+    """An Ethernet frame that asks whether anybody uses `address`."""
+    arp = struct.pack("!HHBBH", 1, 0x0800, 6, 4, ARP_REQUEST) + mac + bytes(4) + bytes(6) + address.packed
+    return _BROADCAST + mac + _ETH_ARP + arp
+
+
 def unsolicited_na(mac: bytes, address: IPv6Address) -> bytes:
     """An Ethernet frame to all nodes of the link that says `address` is at `mac`."""
-    source = address.packed
     head = struct.pack("!BBHI", _NEIGHBOR_ADVERTISEMENT, 0, 0, _OVERRIDE)
-    message = head + source + bytes([_TARGET_LINK_ADDRESS, 1]) + mac
-    pseudo = source + _ALL_NODES + struct.pack("!IBBBB", len(message), 0, 0, 0, _ICMPV6)
+    message = head + address.packed + bytes([_TARGET_LINK_ADDRESS, 1]) + mac
+    return _icmpv6(mac, address.packed, _ALL_NODES, message)
+
+
+def duplicate_solicitation(mac: bytes, address: IPv6Address) -> bytes:
+    """An Ethernet frame that asks whether anybody uses `address`."""
+    message = struct.pack("!BBHI", _NEIGHBOR_SOLICITATION, 0, 0, 0) + address.packed
+    return _icmpv6(mac, _UNSPECIFIED, _SOLICITED_NODE + address.packed[13:], message)
+
+
+def _icmpv6(mac: bytes, source: bytes, group: bytes, message: bytes) -> bytes:
+    """The frame that takes an ICMPv6 message, with no checksum in it yet, to a multicast group of the link."""
+    pseudo = source + group + struct.pack("!IBBBB", len(message), 0, 0, 0, _ICMPV6)
     message = message[:2] + struct.pack("!H", _checksum(pseudo + message)) + message[4:]
-    ip = struct.pack("!IHBB", 6 << 28, len(message), _ICMPV6, 255) + source + _ALL_NODES
-    return b"\x33\x33" + _ALL_NODES[-4:] + mac + _ETH_IPV6 + ip + message
+    ip = struct.pack("!IHBB", 6 << 28, len(message), _ICMPV6, 255) + source + group
+    return b"\x33\x33" + group[-4:] + mac + _ETH_IPV6 + ip + message
 
 
 def _checksum(data: bytes) -> int:
@@ -74,8 +93,15 @@ def frames(mac: bytes, address: IPAddress) -> list[bytes]:
     return [unsolicited_na(mac, address)]
 
 
+def question(mac: bytes, address: IPAddress) -> list[bytes]:
+    """What one probe for the address consists of."""
+    if isinstance(address, IPv4Address):
+        return [arp_probe(mac, address)]
+    return [duplicate_solicitation(mac, address)]
+
+
 class FrameSender:
-    """Sends announcements from any interface of one network namespace, over one packet socket that never receives."""
+    """Sends frames from any interface of one network namespace, over one packet socket that never receives."""
 
     def __init__(self, open_socket: nl.OpenSocket = socket.socket) -> None:
         try:
@@ -92,9 +118,16 @@ class FrameSender:
 
         Raises `InterfaceMissing`, `InterfaceUnsuitable` for a link that is no Ethernet, or `KernelRefused`.
         """
+        return self._send(frames, address, ifname)
+
+    def ask(self, address: IPAddress, ifname: str) -> bool:
+        """Probes once; the rest as `send`."""
+        return self._send(question, address, ifname)
+
+    def _send(self, build: Callable[[bytes, IPAddress], list[bytes]], address: IPAddress, ifname: str) -> bool:
         try:
-            mac = self._mac(ifname)
-            for frame in frames(mac, address):
+            mac = mac_of(self._socket, ifname)
+            for frame in build(mac, address):
                 self._socket.sendto(frame, (ifname, 0))
         except OSError as failed:
             if failed.errno in (errno.ENODEV, errno.ENXIO):
@@ -104,14 +137,19 @@ class FrameSender:
             raise from_errno(failed.errno or 0, ifname) from failed
         return True
 
-    def _mac(self, ifname: str) -> bytes:
-        # A longer name would be cut by the kernel, perhaps to that of another interface.
-        if len(ifname.encode()) > 15:
-            raise InterfaceMissing(ifname)
-        answer = fcntl.ioctl(self._socket, _SIOCGIFHWADDR, struct.pack("16s24x", ifname.encode()))
-        if struct.unpack_from("=H", answer, 16)[0] != _ARPHRD_ETHER:
-            raise InterfaceUnsuitable(ifname, "is no Ethernet: its neighbours have no MAC table to correct")
-        return answer[18:24]
+
+def mac_of(opened: socket.socket, ifname: str) -> bytes:
+    """The MAC of an interface in the socket's network namespace.
+
+    Raises `InterfaceMissing`, `InterfaceUnsuitable` for a link that is no Ethernet, or OSError.
+    """
+    # A longer name would be cut by the kernel, perhaps to that of another interface.
+    if len(ifname.encode()) > 15:
+        raise InterfaceMissing(ifname)
+    answer = fcntl.ioctl(opened, _SIOCGIFHWADDR, struct.pack("16s24x", ifname.encode()))
+    if struct.unpack_from("=H", answer, 16)[0] != _ARPHRD_ETHER:
+        raise InterfaceUnsuitable(ifname, "is no Ethernet: its neighbours have no MAC table to correct")
+    return answer[18:24]
 
 
 async def announce(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from ipaddress import IPv4Address, ip_address, ip_network
@@ -17,6 +18,7 @@ from purelb_sm.net import (
     IPAddress,
     Kernel,
     KernelProtocol,
+    Sighting,
     Wanted,
 )
 from purelb_sm.net.fake import FakeKernel
@@ -53,12 +55,28 @@ class FakeWorld:
     def set_link(self, name: str, state: str) -> None:
         self.fake.set_link(name, up=state == "up")
 
+    def add_station(self, address: IPAddress) -> bytes:
+        """A host on the NIC's link that has the address; its MAC."""
+        mac = bytes((2, 0, 0, 0, 9, address.version))
+        self.fake.add_station(address, NIC, mac)
+        return mac
+
+    def remove_station(self, address: IPAddress) -> None:
+        self.fake.remove_station(address, NIC)
+
+    def make_anew(self, name: str, *addresses: str) -> None:
+        """The interface goes and one of the same name comes."""
+        self.fake.remove_interface(name)
+        self.add_nic(name, *addresses)
+
 
 class RealWorld(FakeWorld):
     """The same in a network namespace."""
 
-    def __init__(self, name: str, *, use_journal: bool, journal_directory: object) -> None:
-        self.name = name
+    def __init__(self, make_namespace: Callable[[], str], *, use_journal: bool, journal_directory: object) -> None:
+        self.name = name = make_namespace()
+        self._make_namespace = make_namespace
+        self._far: str | None = None
         self.kernel = Kernel(
             open_socket=namespace.socket_opener(name),
             use_journal=use_journal,
@@ -84,6 +102,26 @@ class RealWorld(FakeWorld):
     def set_link(self, name: str, state: str) -> None:
         ip(self.name, "link", "set", name, state)
 
+    def add_station(self, address: IPAddress) -> bytes:
+        """On the far end of the cable, in a namespace of its own: on this one the kernel would not ask the link."""
+        if self._far is None:
+            self._far = self._make_namespace()
+        if f"{NIC}-far" in ip(self.name, "-o", "link"):
+            ip(self.name, "link", "set", f"{NIC}-far", "netns", self._far)
+        ip(self._far, "link", "set", f"{NIC}-far", "up")
+        nodad = ["nodad"] if address.version == 6 else []
+        ip(self._far, "address", "add", f"{address}/{address.max_prefixlen}", "dev", f"{NIC}-far", *nodad)
+        shown = json.loads(ip(self._far, "-j", "link", "show", f"{NIC}-far"))
+        return bytes.fromhex(shown[0]["address"].replace(":", ""))
+
+    def remove_station(self, address: IPAddress) -> None:
+        assert self._far is not None
+        ip(self._far, "address", "del", f"{address}/{address.max_prefixlen}", "dev", f"{NIC}-far")
+
+    def make_anew(self, name: str, *addresses: str) -> None:
+        ip(self.name, "link", "del", name)
+        self.add_nic(name, *addresses)
+
 
 @pytest.fixture(
     params=["fake", pytest.param("real", marks=pytest.mark.root), pytest.param("journal", marks=pytest.mark.root)]
@@ -94,7 +132,7 @@ async def world(
     made = (
         FakeWorld()
         if request.param == "fake"
-        else RealWorld(make_namespace(), use_journal=request.param == "journal", journal_directory=tmp_path)
+        else RealWorld(make_namespace, use_journal=request.param == "journal", journal_directory=tmp_path)
     )
     made.add_nic(NIC, "172.30.250.11/24", "fd30:250::11/64")
     async with made.kernel:
@@ -291,3 +329,97 @@ async def test_a_link_that_goes_down_loses_its_ipv6_addresses(world: FakeWorld) 
     await world.kernel.apply([local(V4), local(V6)], [])
     world.set_link(NIC, "down")
     assert set(await by_address(world.kernel)) == {V4}
+
+
+# Who else uses an address.
+
+
+class Ear:
+    """Probes again and again, and collects what is told."""
+
+    def __init__(self, kernel: KernelProtocol) -> None:
+        self.told: list[Sighting] = []
+        self._kernel = kernel
+        kernel.on_sighting(self.told.append)
+
+    async def probe_until(self, address: IPAddress, enough: Callable[[], bool], tries: int = 200) -> None:
+        for _ in range(tries):
+            self._kernel.probe(address, NIC)
+            await asyncio.sleep(0.02)
+            if enough():
+                return
+        raise AssertionError(f"not told of in {tries} probes: {self.told}")
+
+
+@pytest.mark.spec("C20")
+@pytest.mark.parametrize("address", [V4, V6])
+async def test_who_has_the_address_that_is_probed_is_told_with_its_mac(world: FakeWorld, address: IPAddress) -> None:
+    mac, ear = world.add_station(address), Ear(world.kernel)
+    neighbour = address + 1
+    world.kernel.listen([address, neighbour], NIC)
+    await ear.probe_until(address, lambda: bool(ear.told))
+    assert set(ear.told) == {Sighting(address, NIC, mac)}
+    # Nobody has this one, and no answer about another is taken for one about it.
+    world.kernel.probe(neighbour, NIC)
+    await ear.probe_until(address, lambda: len(ear.told) > 3)
+    assert set(ear.told) == {Sighting(address, NIC, mac)}
+    world.remove_station(address)
+    # What is on its way yet says so still.
+    await asyncio.sleep(0.1)
+    ear.told.clear()
+    for _ in range(3):
+        assert world.kernel.probe(address, NIC)
+        await asyncio.sleep(0.03)
+    assert ear.told == []
+
+
+@pytest.mark.spec("C20")
+@pytest.mark.parametrize("address", [V4, V6])
+async def test_nothing_is_told_of_what_is_not_listened_for(world: FakeWorld, address: IPAddress) -> None:
+    other = address + 1
+    world.add_station(address)
+    world.add_station(other)
+    ear = Ear(world.kernel)
+    world.kernel.probe(address, NIC)
+    world.kernel.listen([other], NIC)
+    world.kernel.listen([address], NIC)
+    world.kernel.stop_listening([address], NIC)
+    world.kernel.probe(address, NIC)
+    await ear.probe_until(other, lambda: bool(ear.told))
+    assert {one.address for one in ear.told} == {other}
+    world.kernel.stop_listening([other, address], NIC)
+    ear.told.clear()
+    world.kernel.probe(other, NIC)
+    await asyncio.sleep(0.05)
+    assert ear.told == []
+    world.kernel.listen([other], NIC)
+    await ear.probe_until(other, lambda: bool(ear.told))
+
+
+@pytest.mark.spec("C20")
+@pytest.mark.parametrize("address", [V4, V6])
+async def test_a_link_that_was_down_and_one_that_came_anew_are_heard_again(
+    world: FakeWorld, address: IPAddress
+) -> None:
+    ear = Ear(world.kernel)
+    world.kernel.listen([address], NIC)
+    world.set_link(NIC, "down")
+    assert not world.kernel.probe(address, NIC)
+    world.set_link(NIC, "up")
+    world.add_station(address)
+    await ear.probe_until(address, lambda: bool(ear.told))
+    world.remove_station(address)
+    world.make_anew(NIC, "172.30.250.11/24")
+    mac = world.add_station(address)
+    world.kernel.listen([], NIC)
+    ear.told.clear()
+    await ear.probe_until(address, lambda: bool(ear.told))
+    assert ear.told[0] == Sighting(address, NIC, mac)
+
+
+async def test_an_interface_that_is_not_there_is_neither_probed_nor_listened_on(world: FakeWorld) -> None:
+    with pytest.raises(InterfaceMissing):
+        world.kernel.listen([V4], "nowhere0")
+    with pytest.raises(InterfaceMissing):
+        world.kernel.probe(V4, "nowhere0")
+    world.kernel.stop_listening([V4], "nowhere0")
