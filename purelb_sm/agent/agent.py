@@ -17,11 +17,13 @@ from uuid import uuid4
 
 import structlog
 
+from purelb_sm.agent.conflicts import Surroundings
 from purelb_sm.agent.endpoints import LocalEndpoints
 from purelb_sm.agent.intake import ConfigReader, GroupReader, Watches
 from purelb_sm.agent.ledger import Ledger
 from purelb_sm.agent.metrics import AgentMetrics
 from purelb_sm.agent.roster import Roster
+from purelb_sm.agent.stations import Stations
 from purelb_sm.agent.survey import OwnSubnets
 from purelb_sm.agent.telling import Telling
 from purelb_sm.agent.upkeep import Bearings, Upkeep
@@ -31,6 +33,7 @@ from purelb_sm.domain.announce import Announcements, Groups, Place
 from purelb_sm.domain.book import EventNote
 from purelb_sm.domain.draining import Draining, asked_of
 from purelb_sm.domain.election import render_subnets
+from purelb_sm.domain.macs import render_macs
 from purelb_sm.domain.views import LeaseView, NodeView, ObjectView, ServiceKey, ServiceView
 from purelb_sm.kube.client import KubeClient
 from purelb_sm.kube.events import EventRecorder
@@ -89,6 +92,7 @@ class Agent:
         )
         self.recorder = EventRecorder(client, names.AGENT, node, clock=clock, now=now)
         self.ledger = Ledger(node, self.incarnation, now)
+        self._stations = Stations(clock)
         self._roster = Roster(node, namespace, self.watches.leases, self.liveness, clock)
         self._group_reader, self._config_reader = GroupReader(), ConfigReader(self._config_not_usable)
         self._groups: Groups | None = None
@@ -108,6 +112,7 @@ class Agent:
             clock,
             resync_s=settings.resync_s,
             strict=self._strict,
+            around=Surroundings(self._stations.is_ours, self.telling.was_announced, lambda: self.lease.valid),
         )
         self.reports = ReportWriter(
             client, self.ledger.report, node, namespace=namespace, interval_s=settings.report_s, clock=clock
@@ -153,6 +158,7 @@ class Agent:
             self._configure()
 
     def _lease_changed(self, change: Change, old: LeaseView | None, new: LeaseView | None) -> None:
+        self._stations.take(old, new)
         if old is None or new is None or old.annotations != new.annotations:
             self.upkeep.move()
         elif new.name == names.NODE_LEASE_PREFIX + self._settings.node_name:
@@ -191,13 +197,18 @@ class Agent:
         self.recorder.object(view, EventNote("Warning", "ParseFailed", why))
 
     def _place(self, subnets: OwnSubnets) -> Place | None:
-        """Where the node stands; None until all has been seen that decides it. Its Lease is told of its subnets, and
-        whether it is being drained."""
+        """Where the node stands; None until all has been seen that decides it. Its Lease is told of its subnets and
+        MACs, and whether it is being drained."""
         if not self.upkeep.surveyed.is_set():
             return None
-        draining = self._draining.value if self._draining else None
-        rendered = render_subnets(subnet for _, subnet in subnets)
-        self.lease.set_annotations({names.SUBNETS: rendered, names.DRAINING: draining})
+        self._stations.own = self.upkeep.macs
+        self.lease.set_annotations(
+            {
+                names.SUBNETS: render_subnets(subnet for _, subnet in subnets),
+                names.MACS: render_macs(self.upkeep.macs),
+                names.DRAINING: self._draining.value if self._draining else None,
+            }
+        )
         if not self.watches.synced or not (self._roster.counted or self.upkeep.ready):
             return None
         if self._groups is None:
@@ -238,6 +249,7 @@ class Agent:
             group.create_task(self.endpoints.run())
             group.create_task(self.upkeep.run())
             group.create_task(self.upkeep.announcer.frames.run())
+            group.create_task(self.upkeep.announcer.conflicts.run())
             group.create_task(self._take_part())
             group.create_task(self._tell())
 

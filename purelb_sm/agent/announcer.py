@@ -6,18 +6,19 @@ and who wants to hear what became of it, comes from outside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final, Protocol, TypeVar
 
 import structlog
 
+from purelb_sm.agent.conflicts import NOBODY, Conflicts, Surroundings
 from purelb_sm.agent.frames import Frames
 from purelb_sm.agent.holdings import Holdings, as_held, wanted
 from purelb_sm.agent.ledger import Ledger, Where
 from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.announce import Desired, Keep, Kind, Verdict
 from purelb_sm.domain.states import AnnouncementState
-from purelb_sm.net import Held, KernelProtocol, NetError, Wanted
+from purelb_sm.net import AddressConflict, Held, KernelProtocol, NetError, Wanted
 
 log = structlog.get_logger(__name__)
 
@@ -38,13 +39,20 @@ class Listener(Protocol):
         """The kernel holds it no more on some interface."""
         ...
 
+    def conflict(self, where: Where, mac: bytes, announced: bool) -> None:
+        """A foreign host with this MAC uses the address. `announced`: we do, too; else we leave it alone."""
+        ...
+
     def bridged(self, interface: str, kind: str) -> None:
         """The kernel has no dummy links, so the interface for remote addresses is of this kind."""
         ...
 
 
 class Announcer:
-    """Not safe for two passes at once: one task calls `look`, `work`, `renew` and `withdraw_all`."""
+    """Not safe for two passes at once: one task calls `look`, `work`, `renew` and `withdraw_all`.
+
+    `probed` is told which addresses have been waiting for an answer of the link, and are to be worked on again.
+    """
 
     def __init__(
         self,
@@ -53,9 +61,13 @@ class Announcer:
         decide: Callable[[Address], Verdict],
         listener: Listener,
         clock: Callable[[], float],
+        around: Surroundings,
+        probed: Callable[[Iterable[Address]], None],
     ) -> None:
         self.holdings = Holdings(kernel, ledger, clock)
         self.frames = Frames(kernel, self._still_ours)
+        self.conflicts = Conflicts(kernel, around, probed, listener.conflict)
+        self._around = around
         self._kernel = kernel
         self._ledger = ledger
         self._decide = decide
@@ -92,25 +104,51 @@ class Announcer:
         verdict = self._decide(address)
         if isinstance(verdict, Keep):
             self.holdings.leave(address)
+            self.conflicts.forget(address)
             return
         held = self.holdings.of(address)
         # The kernel cannot change prefix length and flags of an address that it has: it must go, and come anew.
         right = [one for one in held if verdict is not None and _fits(one, verdict)]
         self.holdings.settle(address, None if verdict is None else verdict.interface, right=bool(right))
         remove += [one for one in held if one not in right]
+        if verdict is None or held:
+            self.conflicts.forget(address)
         if verdict is None:
             return
         if not right:
-            add.append(verdict)
+            if held or self._may_have(verdict):
+                add.append(verdict)
             return
         if (right[0].valid_s is None) != (verdict.lifetime_s is None):
             renew.append(verdict)
         self._tell_neighbours(verdict)
+        self._guard(verdict)
         self._listener.announced(verdict, new=False)
+
+    def _may_have(self, desired: Desired) -> bool:
+        """Whether it may be put here now, as far as the link is concerned. One that a node of ours has announced
+        before may: a failover waits for nobody, and the peer that still answers for it is no foreign host."""
+        if not desired.guarded or self._around.announced(desired.address):
+            self.conflicts.forget(desired.address)
+            return True
+        mac = self.conflicts.ask((desired.address, desired.interface))
+        if mac is None:
+            self.holdings.wait(desired.address)
+        elif mac:
+            self.holdings.refuse([desired], AddressConflict(desired.address, desired.interface, mac))
+        return mac == NOBODY
+
+    def _guard(self, desired: Desired) -> None:
+        where = (desired.address, desired.interface)
+        if desired.guarded:
+            self.conflicts.guard(where)
+        else:
+            self.conflicts.let_go(where)
 
     async def _remove(self, removals: Sequence[Held]) -> None:
         for held in removals:
             self.frames.stop((held.address, held.interface))
+            self.conflicts.let_go((held.address, held.interface))
             self._told.discard((held.address, held.interface))
         for held in await self.holdings.remove(removals):
             log.info("withdrawn", address=str(held.address), interface=held.interface)
@@ -122,6 +160,7 @@ class Announcer:
             self.holdings.refuse([d for d in additions if d.interface == name], error)
         for desired in await self.holdings.add([d for d in additions if d.interface not in refused]):
             self._tell_neighbours(desired)
+            self._guard(desired)
             where = {"address": str(desired.address), "interface": desired.interface}
             log.info("announcing", kind=desired.kind.value, **where)
             self._listener.announced(desired, new=True)
@@ -177,6 +216,7 @@ class Announcer:
 
     def _gone(self, where: Where) -> None:
         self.frames.stop(where)
+        self.conflicts.let_go(where)
         self._told.discard(where)
         self._listener.withdrawn(where[0])
 

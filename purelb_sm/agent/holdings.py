@@ -18,7 +18,7 @@ from purelb_sm.agent.ledger import Ledger, Where
 from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.announce import Desired
 from purelb_sm.domain.states import AnnouncementState, AnnouncementTrigger
-from purelb_sm.net import Held, KernelProtocol, NetError, Wanted
+from purelb_sm.net import AddressConflict, Held, KernelProtocol, NetError, Wanted
 
 log = structlog.get_logger(__name__)
 
@@ -113,6 +113,12 @@ class Holdings:
     def leave(self, address: Address) -> None:
         """Nothing can be decided about the address: nothing of it is to be tried again."""
         self._retries.pop(address, None)
+
+    def wait(self, address: Address) -> None:
+        """It is not to be tried again before it is known whether a foreign host uses it."""
+        retry = self._retries.get(address)
+        if retry is not None:
+            retry.due = float("inf")
 
     # Looking.
 
@@ -224,7 +230,8 @@ class Holdings:
         self._retries.pop(what.address, None)
 
     def _failed(self, what: Desired | Held, began: AnnouncementTrigger, error: NetError) -> None:
-        self.counters.failed += 1
+        # A foreign host's conflict is none of the kernel's, and counted where it is found.
+        self.counters.failed += not isinstance(error, AddressConflict)
         retry = self._retries.get(what.address)
         delay_s = FIRST_RETRY_S if retry is None else min(LAST_RETRY_S, retry.delay_s * 2)
         self._retries[what.address] = _Retry(self._clock() + delay_s, delay_s)
@@ -234,7 +241,8 @@ class Holdings:
                 return
             self._fire(what, began)
         self._fire(what, _T.FAIL, reason=reason)
-        log.warning("kernel_refused", address=str(what.address), interface=what.interface, error=reason)
+        if not isinstance(error, AddressConflict):
+            log.warning("kernel_refused", address=str(what.address), interface=what.interface, error=reason)
 
     def _fire(
         self, what: Desired | Held, trigger: AnnouncementTrigger, valid_s: int | None = None, reason: str = ""
@@ -271,7 +279,8 @@ def wanted(desired: Desired) -> Wanted:
         desired.interface,
         lifetime_s=desired.lifetime_s,
         noprefixroute=desired.noprefixroute,
-        # Duplicate address detection would keep an IPv6 address unusable for a second or more at every failover.
+        # Duplicate address detection would keep an IPv6 address unusable for a second or more at every failover; and
+        # where one is announced for the first time, it was probed before: see `agent.conflicts`.
         nodad=True,
         preferred_s=desired.preferred_s,
     )

@@ -25,7 +25,7 @@ class AgentMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         holdings, frames = self._upkeep.announcer.holdings, self._upkeep.announcer.frames
-        counted = holdings.counters
+        counted, conflicts = holdings.counters, self._upkeep.announcer.conflicts.counters
         yield from _each(
             CounterMetricFamily,
             {
@@ -35,6 +35,10 @@ class AgentMetrics(Collector):
                 "address_vanished": ("Addresses that left without us", counted.vanished),
                 "kernel_refusals": ("Additions and removals that the kernel refused", counted.failed),
                 "garp_sent": ("Gratuitous ARPs and unsolicited NAs sent", frames.sent),
+                "conflict_probes": ("ARP probes and solicitations for duplicates sent", conflicts.probes),
+                "conflicts_found": ("Probes that a foreign host answered, so that we do not announce", conflicts.found),
+                "conflicts_announced": ("Foreign hosts heard to use an address that we announce", conflicts.announced),
+                "conflict_defences": ("Announcements sent because of those", conflicts.defences),
             },
         )
         yield from _each(

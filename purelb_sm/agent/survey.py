@@ -1,22 +1,28 @@
-"""Where this node stands in the network: its interfaces for local addresses, and the subnets on them.
+"""Where this node stands in the network: its interfaces for local addresses, the subnets on them, and its MACs.
 
 Asked of the kernel anew whenever it tells of a change. Decides nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from purelb_sm.domain.addresses import Network
 from purelb_sm.domain.agent_config import AgentConfig
-from purelb_sm.net import Family, KernelProtocol
+from purelb_sm.domain.macs import MAX_MACS
+from purelb_sm.net import Family, Interface, KernelProtocol
 
 FAMILIES: Final[tuple[Family, ...]] = (4, 6)
 OwnSubnets = tuple[tuple[str, Network], ...]
 """(interface, subnet), in order of preference."""
 
 
-async def own_subnets(kernel: KernelProtocol, config: AgentConfig) -> OwnSubnets:
+_PODS: Final = ("veth", "dummy", "vxlan", "geneve", "ipip", "tun")
+"""Kinds of interfaces that lead to pods and tunnels: what is there is no neighbour of the node's links."""
+
+
+async def own_subnets(kernel: KernelProtocol, config: AgentConfig, interfaces: Iterable[Interface]) -> OwnSubnets:
     """The subnets of the interfaces that the configuration selects: those of the default routes before the others.
 
     Raises NetError.
@@ -27,8 +33,17 @@ async def own_subnets(kernel: KernelProtocol, config: AgentConfig) -> OwnSubnets
             name = await kernel.default_interface(family)
             if name is not None and name != config.dummy_interface:
                 names[name] = None
-    for interface in await kernel.interfaces():
+    for interface in interfaces:
         if interface.mac is not None and config.selects(interface.name):
             names[interface.name] = None
     found = await kernel.subnets(list(names))
     return tuple((name, subnet) for name in names for subnet in found[name])
+
+
+def own_macs(interfaces: Iterable[Interface], selected: Collection[str]) -> tuple[bytes, ...]:
+    """The MACs by which others know this node: those of the selected interfaces, then of all others that may be on the
+    same links, since a kernel answers for its addresses on whatever interface it is asked."""
+    known = [one for one in interfaces if one.mac is not None and any(one.mac)]
+    first = [one.mac for one in known if one.name in selected]
+    others = [one.mac for one in known if one.name not in selected and one.kind not in _PODS]
+    return tuple(dict.fromkeys(mac for mac in [*first, *others] if mac is not None))[:MAX_MACS]

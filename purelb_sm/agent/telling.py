@@ -12,10 +12,10 @@ from typing import Final
 import structlog
 
 from purelb_sm.agent.intake import Watches, slim
-from purelb_sm.agent.ledger import Ledger
+from purelb_sm.agent.ledger import Ledger, Where
 from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.announce import Announcements, Desired, Kind
-from purelb_sm.domain.announcing import announcing_changes
+from purelb_sm.domain.announcing import announcing_changes, holders_of
 from purelb_sm.domain.book import EventNote
 from purelb_sm.domain.states import AnnouncementState
 from purelb_sm.domain.views import ServiceKey, ServiceView
@@ -78,6 +78,18 @@ class Telling:
         for key in self._table.services_of(address):
             self.look_at(key)
 
+    def conflict(self, where: Where, mac: bytes, announced: bool) -> None:
+        for key in self._table.services_of(where[0]):
+            self._record_note(key, conflict_note(where, mac, self._node, announced))
+
+    def was_announced(self, address: Address) -> bool:
+        """Whether a node of ours says that it holds this local address, or said so last."""
+        for key in self._table.services_of(address):
+            view = self._services.get(key)
+            if view is not None and address in holders_of(view, self._table.addresses_of(key)):
+                return True
+        return False
+
     def bridged(self, interface: str, kind: str) -> None:
         node = self._watches.node.get(self._node)
         if node is not None:
@@ -93,9 +105,12 @@ class Telling:
             self._queue.add(key)
 
     def _record(self, key: ServiceKey, desired: Desired) -> None:
+        self._record_note(key, note_of(desired, self._node))
+
+    def _record_note(self, key: ServiceKey, note: EventNote) -> None:
         view = self._services.get(key)
         if view is not None:
-            self._recorder.service(key, view.uid, view.resource_version, note_of(desired, self._node))
+            self._recorder.service(key, view.uid, view.resource_version, note)
 
     # Annotations.
 
@@ -169,3 +184,11 @@ def note_of(desired: Desired, node: str) -> EventNote:
         return EventNote("Normal", "AnnouncingLocal", message)
     message = f"Announcing {desired.address} from node {node} interface {desired.interface}"
     return EventNote("Normal", "AnnouncingNonLocal", message)
+
+
+def conflict_note(where: Where, mac: bytes, node: str, announced: bool) -> EventNote:
+    """The Event that tells of a foreign host; spec C20."""
+    address, interface = where
+    left = "announced all the same" if announced else "not announced"
+    message = f"{address} is used by {mac.hex(':')}, seen by node {node} on interface {interface}: {left}"
+    return EventNote("Warning", "AddressConflict", message)

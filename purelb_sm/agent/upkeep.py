@@ -20,8 +20,9 @@ from typing import Final
 import structlog
 
 from purelb_sm.agent.announcer import CHUNK, Announcer, Listener
+from purelb_sm.agent.conflicts import Surroundings
 from purelb_sm.agent.ledger import Ledger
-from purelb_sm.agent.survey import OwnSubnets, own_subnets
+from purelb_sm.agent.survey import OwnSubnets, own_macs, own_subnets
 from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.agent_config import LOCAL_DEFAULT, AgentConfig
 from purelb_sm.domain.announce import Announcements, Keep, Place, Verdict
@@ -80,9 +81,11 @@ class Upkeep:
         *,
         resync_s: float,
         strict: bool,
+        around: Surroundings,
     ) -> None:
-        self.announcer = Announcer(kernel, ledger, self.decide, listener, clock)
+        self.announcer = Announcer(kernel, ledger, self.decide, listener, clock, around, self.touch)
         self.subnets: OwnSubnets = ()
+        self.macs: tuple[bytes, ...] = ()
         self.surveyed = asyncio.Event()
         self.settled = asyncio.Event()
         self._kernel = kernel
@@ -214,10 +217,12 @@ class Upkeep:
         if not self._bearings.configured():
             return
         config = self._bearings.config()
-        subnets = await own_subnets(self._kernel, config) if config is not None else ()
-        if subnets != self.subnets or not self.surveyed.is_set():
+        interfaces = await self._kernel.interfaces()
+        subnets = await own_subnets(self._kernel, config, interfaces) if config is not None else ()
+        macs = own_macs(interfaces, [name for name, _ in subnets])
+        if (subnets, macs) != (self.subnets, self.macs) or not self.surveyed.is_set():
             log.info("own_subnets", subnets=[f"{name} {subnet}" for name, subnet in subnets])
-            self.subnets, self._moved = subnets, True
+            self.subnets, self.macs, self._moved = subnets, macs, True
             self.surveyed.set()
 
     def _follow_place(self) -> None:
@@ -227,6 +232,8 @@ class Upkeep:
         self._moved = False
         if place.config is not None:
             self.announcer.frames.config = place.config.garp
+            self.announcer.conflicts.config = place.config.probe
+            self.announcer.conflicts.defends = place.config.garp.enabled
         concerned = self._table.move(place)
         if not self.ready:
             self.ready = True

@@ -1,8 +1,8 @@
 """LBNodeAgent objects: how a node announces. Read into AgentConfig, or refused by name of field and value.
 
 Reads what PureLB users have: `v2` (localInterface, interfaces, dummyInterface) and `v1` (localint, extlbint), both with
-garpConfig, addressConfig and nodeSelector. Without an object the defaults hold. Which object is a node's is decided by
-its labels, and alike on every node and after every restart.
+garpConfig, addressConfig and nodeSelector; and conflictProbe, which is ours. Without an object the defaults hold. Which
+object is a node's is decided by its labels, and alike on every node and after every restart.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ DEFAULT_ROUTE: Final = "default"
 
 MIN_LIFETIME_S: Final = 60
 MAX_LIFETIME_S: Final = 2**31
+MIN_PROBE_INTERVAL_S: Final = 0.02
+MAX_PROBE_INTERVAL_S: Final = 2.0
+"""PROBE_MAX of RFC 5227."""
 _INTERFACE = re.compile(r"[^\s/]{1,15}")
 
 
@@ -34,6 +37,21 @@ class GarpConfig:
     count: int = 3
     interval_s: float = 0.5
     verify: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeConfig:
+    """How a link is asked, before an address is first announced there, whether a foreign host uses it.
+
+    `enabled` is about IPv4 only: what it is for IPv6 is said by a ServiceGroup's `skipIPv6DAD`. An address waits for
+    `count` times `interval_s`. RFC 5227 asks three times in a matter of seconds, and leaves shorter waits to links that
+    answer faster (section 2.2): a host on an Ethernet answers in a millisecond, and after three tenths of a second has
+    been asked three times. A lost frame or a busy host has two more chances.
+    """
+
+    enabled: bool = False
+    count: int = 3
+    interval_s: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +79,7 @@ class AgentConfig:
     garp: GarpConfig = GarpConfig()
     local: AddressConfig = LOCAL_DEFAULT
     remote: AddressConfig = REMOTE_DEFAULT
+    probe: ProbeConfig = ProbeConfig()
 
     def selects(self, interface: str) -> bool:
         """Whether local addresses may go on this interface, the one of the default route aside.
@@ -92,6 +111,7 @@ def parse_agent_config(view: ObjectView) -> AgentConfig:
         garp=_garp(_child("spec.local", local, "garpConfig")),
         local=_addresses(local, "localInterface", LOCAL_DEFAULT),
         remote=_addresses(local, "dummyInterface", REMOTE_DEFAULT),
+        probe=_probe(_child("spec.local", local, "conflictProbe")),
     )
 
 
@@ -205,6 +225,19 @@ def _garp(item: Mapping[str, Any]) -> GarpConfig:
         count=default.count if count is None else _number(f"{where}.count", count, 1, 10),
         interval_s=_duration(f"{where}.interval", item.get("interval"), default.interval_s),
         verify=_flag(f"{where}.verifyBeforeSend", item.get("verifyBeforeSend"), default.verify),
+    )
+
+
+def _probe(item: Mapping[str, Any]) -> ProbeConfig:
+    where, default = "spec.local.conflictProbe", ProbeConfig()
+    count, interval = item.get("count"), item.get("interval")
+    interval_s = _duration(f"{where}.interval", interval, default.interval_s)
+    if not MIN_PROBE_INTERVAL_S <= interval_s <= MAX_PROBE_INTERVAL_S:
+        raise InvalidAgentConfig(f"{where}.interval", interval, "must be from 20ms to 2s")
+    return ProbeConfig(
+        enabled=_flag(f"{where}.enabled", item.get("enabled"), default.enabled),
+        count=default.count if count is None else _number(f"{where}.count", count, 1, 10),
+        interval_s=interval_s,
     )
 
 

@@ -36,7 +36,10 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """An address that this node should hold. `lifetime_s` None: permanent; `preferred_s` None: as the lifetime."""
+    """An address that this node should hold. `lifetime_s` None: permanent; `preferred_s` None: as the lifetime.
+
+    `guarded`: foreign hosts that use it are looked for, before it is first announced and while it is (C20).
+    """
 
     address: Address
     kind: Kind
@@ -46,6 +49,7 @@ class Desired:
     preferred_s: int | None
     noprefixroute: bool
     services: tuple[ServiceKey, ...]
+    guarded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ class Groups:
         groups = {group.name: group for group in accepted}
         self.unusable = frozenset(unusable)
         # What decides anything here: a new resourceVersion alone must not make every address be looked at.
-        self._meaning = {name: (g.pool_type, g.agent_decides, g.pools) for name, g in groups.items()}
+        self._meaning = {name: (g.pool_type, g.agent_decides, g.pools, g.skip_ipv6_dad) for name, g in groups.items()}
         pools = [(pool, group) for group in groups.values() for pool in group.pools]
         self._pools = sorted(pools, key=lambda one: (one[0].range.first.version, int(one[0].range.first)))
         self._first = [(pool.range.first.version, int(pool.range.first)) for pool, _ in self._pools]
@@ -244,9 +248,12 @@ class Announcements:
         config = self.place.config
         if config is None:
             return Keep(address, "the node's LBNodeAgent cannot be read", services)
-        return self._local(address, services, config) if local else self._remote(address, pool, services, config)
+        guarded = config.probe.enabled if address.version == 4 else not group.skip_ipv6_dad
+        return (
+            self._local(address, services, config, guarded) if local else self._remote(address, pool, services, config)
+        )
 
-    def _local(self, address: Address, services: tuple[ServiceKey, ...], config: AgentConfig) -> Verdict:
+    def _local(self, address: Address, services: tuple[ServiceKey, ...], config: AgentConfig, guarded: bool) -> Verdict:
         own = [(i, net) for i, net in self.place.subnets if net.version == address.version and address in net]
         if not own:
             # Its own Lease still names a subnet that the node has just lost; the next renewal tells the others.
@@ -262,6 +269,7 @@ class Announcements:
             how.preferred_s,
             how.noprefixroute,
             services,
+            guarded,
         )
 
     def _remote(self, address: Address, pool: Pool, services: tuple[ServiceKey, ...], config: AgentConfig) -> Verdict:

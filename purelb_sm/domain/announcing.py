@@ -58,6 +58,15 @@ def announcing_changes(
     return changes
 
 
+def holders_of(view: ServiceView, addresses: Collection[Address]) -> dict[Address, Holder]:
+    """Who says of these addresses, which are the Service's, that it holds them."""
+    found: dict[Address, Holder] = {}
+    for family, annotation in _ANNOTATIONS.items():
+        own = [address for address in addresses if family_of(address) is family]
+        found |= parse_announcing(view.annotation(annotation) or "", own)
+    return found
+
+
 def parse_announcing(text: str, addresses: Collection[Address]) -> dict[Address, Holder]:
     """The entries for `addresses` (of one family). What cannot be read, or is about another address, is left out."""
     node, _, interface = text.partition(", ")

@@ -65,6 +65,7 @@ class Group:
     node has the subnet. `quarantine_s` is how long a released address is kept from other claims. `multi_pool` gives a
     Service one address from each range, `balance_pools` one from the range with the fewest in use; never both.
     `shares_across_namespaces`: a sharing key means the same in every namespace (A15).
+    `skip_ipv6_dad`: nobody asks whether a foreign host uses an IPv6 address before it is announced.
     `conflict` is what it and other groups leave open between them, in a sentence.
     """
 
@@ -83,6 +84,7 @@ class Group:
     balance_pools: bool = False
     rule: NamespaceRule = FOR_ALL
     shares_across_namespaces: bool = False
+    skip_ipv6_dad: bool = False
     conflict: str = ""
     warnings: tuple[str, ...] = ()
 
@@ -121,6 +123,8 @@ def parse_group(view: ObjectView) -> Group:
         balance_pools=balance_pools,
         rule=parse_namespace_rule(spec),
         shares_across_namespaces=_cluster_wide(f"spec.{kind}.sharing", body.get("sharing")),
+        # Routed addresses are on an interface without neighbours: whoever else has one, a router decides.
+        skip_ipv6_dad=kind == "remote" or read_flag("spec.local.skipIPv6DAD", body.get("skipIPv6DAD")),
         warnings=tuple(warnings),
     )
 

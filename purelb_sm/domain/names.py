@@ -25,6 +25,7 @@ ANNOUNCING_V6: Final = PREFIX + "announcing-IPv6"
 SUBNETS: Final = PREFIX + "subnets"
 DRAINING: Final = PREFIX + "draining"
 DRAIN: Final = PREFIX + "drain"
+MACS: Final = PREFIX + "macs"
 HISTORY_HEAD: Final = PREFIX + "history-head"
 
 # Annotations that we write on a Service; all go when it stops being ours.

@@ -171,7 +171,7 @@ def test_the_schema_has_the_fields_that_the_allocator_reads_and_no_others(versio
     assert asked - known <= {"spec.remote.pool"}
     other = tuple(f"spec.{name}" for name in ("external", "netbox", "local", "remote") if name != kind)
     unread = {path for path in known - asked if not path.startswith(other)}
-    assert unread <= {"spec.local.subnet", "spec.local.aggregation", "spec.local.skipIPv6DAD"}
+    assert unread <= {"spec.local.subnet", "spec.local.aggregation"}
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])

@@ -69,6 +69,7 @@ async def test_what_nobody_else_can_hold_stays_on_a_drained_node(lab: Lab) -> No
     await lab.start("node1")
     await lab.allocated("echo", IP, IP6)
     await lab.held_by(IP, "node1")
+    await lab.held_by(IP6, "node1")
     await lab.mark("node1", HOW["annotation"])
     await says(lab, "node1", "drain")
     await lab.allocated("later", "172.30.250.54")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
@@ -16,8 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from pydantic import ValidationError
 
 from purelb_sm.agent.announcer import Announcer
+from purelb_sm.agent.conflicts import Surroundings
 from purelb_sm.agent.frames import Frames
-from purelb_sm.agent.ledger import Ledger
+from purelb_sm.agent.ledger import Ledger, Where
 from purelb_sm.agent.roster import BURY_AFTER_S, Roster
 from purelb_sm.agent.upkeep import Bearings, Upkeep
 from purelb_sm.domain import names
@@ -51,7 +52,16 @@ class Silent:
 
     def withdrawn(self, address: Address) -> None: ...
 
+    def conflict(self, where: Where, mac: bytes, announced: bool) -> None: ...
+
     def bridged(self, interface: str, kind: str) -> None: ...
+
+
+ALONE = Surroundings()
+
+
+def unheard(addresses: Iterable[Address]) -> None:
+    """What an announcer tells of the probes that have ended."""
 
 
 def desired(address: Address, interface: str = "eth0", length: int = 24, lifetime_s: int | None = 300) -> Desired:
@@ -89,7 +99,7 @@ class KernelWork(RuleBasedStateMachine):
     def start_agent(self, look: bool = False) -> None:
         """Also after a kill: a new incarnation on the same kernel."""
         self.ledger = Ledger("node", "incarnation", now)
-        self.announcer = Announcer(self.kernel, self.ledger, self.verdicts.get, Silent(), lambda: 0.0)
+        self.announcer = Announcer(self.kernel, self.ledger, self.verdicts.get, Silent(), lambda: 0.0, ALONE, unheard)
         self.changed(look)
 
     @rule(
@@ -224,7 +234,7 @@ async def test_a_kernel_that_cannot_be_asked_fails_what_was_asked_and_is_asked_a
     kernel = FakeKernel()
     kernel.add_interface("eth0")
     ledger = Ledger("node", "i", now)
-    announcer = Announcer(kernel, ledger, lambda a: desired(a), Silent(), lambda: 0.0)
+    announcer = Announcer(kernel, ledger, lambda a: desired(a), Silent(), lambda: 0.0, ALONE, unheard)
     real = kernel.apply
 
     async def broken(add: Any, remove: Any) -> Any:
@@ -375,6 +385,7 @@ class Node:
             virtual_clock,
             resync_s=60.0,
             strict=strict,
+            around=ALONE,
         )
 
     async def held(self) -> list[str]:
@@ -556,7 +567,7 @@ def test_an_interface_of_another_kind_under_our_name_fails_remote_addresses_and_
         kernel.add_interface("kube-lb0", kind="veth")
         ledger = Ledger("node", "i", now)
         wanted = {ADDRESSES[0]: desired(ADDRESSES[0]), ADDRESSES[1]: desired(ADDRESSES[1], "kube-lb0", 32, None)}
-        announcer = Announcer(kernel, ledger, wanted.get, Silent(), virtual_clock)
+        announcer = Announcer(kernel, ledger, wanted.get, Silent(), virtual_clock, ALONE, unheard)
         await announcer.work(list(wanted))
         states = {r.address: (r.state, r.reason.split(":")[0]) for r in ledger}
         assert states == {ADDRESSES[0]: ("present", ""), ADDRESSES[1]: ("failed", "InterfaceUnsuitable")}

@@ -87,7 +87,7 @@ def test_a_local_address_goes_on_the_interface_of_its_subnet_with_its_prefix_and
     one, other = ip_address("172.30.250.53"), ip_address("2001:db8:30::8001")
     assert found == {
         one: Desired(one, Kind.LOCAL, "eth4", 24, 300, None, True, key),
-        other: Desired(other, Kind.LOCAL, "eth6", 64, 300, None, True, key),
+        other: Desired(other, Kind.LOCAL, "eth6", 64, 300, None, True, key, guarded=True),
     }
 
 
