@@ -70,6 +70,13 @@ class AgentSettings(ClusterSettings):
     when_api_away: Literal["keep", "strict"] = Field(
         "keep", description="without the API server: keep what is announced, or let it lapse after a lifetime"
     )
+    heartbeat_s: float = Field(
+        0.2,
+        ge=0,
+        le=2,
+        description="pause between two heartbeats to the agents of the same subnets; 0: none, Leases alone decide",
+    )
+    heartbeat_port: int = Field(7473, ge=1, le=65535, description="UDP port of heartbeats, on the node's own addresses")
     keep_on_exit: bool = Field(
         False, description="leave the addresses, for their lifetime, when stopped: for a rolling update"
     )

@@ -17,8 +17,10 @@ from uuid import uuid4
 
 import structlog
 
+from purelb_sm.agent import heartbeats
 from purelb_sm.agent.conflicts import Surroundings
 from purelb_sm.agent.endpoints import LocalEndpoints
+from purelb_sm.agent.heartbeats import Heartbeats
 from purelb_sm.agent.intake import ConfigReader, GroupReader, Watches
 from purelb_sm.agent.ledger import Ledger
 from purelb_sm.agent.metrics import AgentMetrics
@@ -41,7 +43,7 @@ from purelb_sm.kube.leases import HeldLease, Liveness
 from purelb_sm.kube.reflector import Change
 from purelb_sm.kube.reports import ReportWriter
 from purelb_sm.kube.wire import utc_now
-from purelb_sm.net import KernelProtocol, NetError
+from purelb_sm.net import DatagramProtocol, Datagrams, KernelProtocol, NetError
 from purelb_sm.settings import AgentSettings
 
 log = structlog.get_logger(__name__)
@@ -57,7 +59,7 @@ class Agent:
     """One incarnation of a node's agent.
 
     `clock` is monotonic, `now` the time of day for reports and Events. The kernel must be open already, and is left
-    open.
+    open. `datagrams` carry the heartbeats; by default on the port of the settings.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Agent:
         *,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = utc_now,
+        datagrams: DatagramProtocol | None = None,
     ) -> None:
         if not settings.node_name:
             raise ValueError("an agent must know the name of its node")
@@ -93,7 +96,17 @@ class Agent:
         self.recorder = EventRecorder(client, names.AGENT, node, clock=clock, now=now)
         self.ledger = Ledger(node, self.incarnation, now)
         self._stations = Stations(clock)
-        self._roster = Roster(node, namespace, self.watches.leases, self.liveness, clock)
+        self.heartbeats = Heartbeats(
+            datagrams or Datagrams(settings.heartbeat_port),
+            port=settings.heartbeat_port,
+            interval_s=settings.heartbeat_s,
+            rests=settings.keep_on_exit,
+            lease_valid=lambda: self.lease.valid,
+            clock=clock,
+        )
+        self._roster = Roster(
+            node, namespace, self.watches.leases, self.liveness, clock, lambda: self.heartbeats.suspected
+        )
         self._group_reader, self._config_reader = GroupReader(), ConfigReader(self._config_not_usable)
         self._groups: Groups | None = None
         self._config: AgentConfig | None = None
@@ -107,7 +120,13 @@ class Agent:
             kernel,
             self.ledger,
             self.table,
-            Bearings(lambda: self._configured, lambda: self._config, self._place, lambda: self.lease.valid_until),
+            Bearings(
+                lambda: self._configured,
+                lambda: self._config,
+                self._place,
+                lambda: self.lease.valid_until,
+                lambda: self.heartbeats.cut_off,
+            ),
             self.telling,
             clock,
             resync_s=settings.resync_s,
@@ -118,7 +137,12 @@ class Agent:
             client, self.ledger.report, node, namespace=namespace, interval_s=settings.report_s, clock=clock
         )
         self.ledger.on_move(self.reports.mark)
-        self.metrics = AgentMetrics(self.upkeep, lambda: len(self.liveness.live()), lambda: self.lease.valid)
+        self.metrics = AgentMetrics(
+            self.upkeep,
+            lambda: len(self.liveness.live() - self.heartbeats.suspected),
+            lambda: self.lease.valid,
+            self.heartbeats,
+        )
         self._listen()
 
     # What the watches bring.
@@ -130,6 +154,7 @@ class Agent:
         self.watches.node.on_change(self._node_changed)
         self.watches.leases.on_change(self._lease_changed)
         self.liveness.on_change(self._live_nodes_changed)
+        self.heartbeats.listener = heartbeats.Listener(self.upkeep.move, self._counted_again, self.upkeep.wake)
 
     def _service_changed(self, change: Change, old: ServiceView | None, new: ServiceView | None) -> None:
         view = new or old
@@ -160,11 +185,16 @@ class Agent:
     def _lease_changed(self, change: Change, old: LeaseView | None, new: LeaseView | None) -> None:
         self._stations.take(old, new)
         if old is None or new is None or old.annotations != new.annotations:
+            self._meet()
             self.upkeep.move()
         elif new.name == names.NODE_LEASE_PREFIX + self._settings.node_name:
             self._own_lease_renewed()
+            self.heartbeats.own_renewed()
+        if new is not None and (old is None or old.renew_time != new.renew_time):
+            self.heartbeats.renewed(new.name.removeprefix(names.NODE_LEASE_PREFIX))
 
     def _live_nodes_changed(self, joined: frozenset[str], left: frozenset[str]) -> None:
+        self._meet()
         self.upkeep.move()
         if self._settings.node_name in joined and self.upkeep.ready:
             self.upkeep.returned()
@@ -183,6 +213,15 @@ class Agent:
             log.info("draining" if why else "not_draining", why=why.value if why else None)
             self._draining = why
             self.upkeep.move()
+
+    def _meet(self) -> None:
+        """Who may be heard is as our own subnets and the others' Leases say."""
+        self.heartbeats.follow(self.upkeep.homes, self._roster.neighbours())
+
+    def _counted_again(self) -> None:
+        """Others may have suspected this node, and answered for what it holds."""
+        if self.upkeep.ready:
+            self.upkeep.returned()
 
     def _configure(self) -> None:
         self._configured = True
@@ -206,9 +245,11 @@ class Agent:
             {
                 names.SUBNETS: render_subnets(subnet for _, subnet in subnets),
                 names.MACS: render_macs(self.upkeep.macs),
+                names.HEARTBEAT: self.heartbeats.beacon(self.upkeep.homes),
                 names.DRAINING: self._draining.value if self._draining else None,
             }
         )
+        self._meet()
         if not self.watches.synced or not (self._roster.counted or self.upkeep.ready):
             return None
         if self._groups is None:
@@ -250,6 +291,7 @@ class Agent:
             group.create_task(self.upkeep.run())
             group.create_task(self.upkeep.announcer.frames.run())
             group.create_task(self.upkeep.announcer.conflicts.run())
+            group.create_task(self.heartbeats.run())
             group.create_task(self._take_part())
             group.create_task(self._tell())
 

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from purelb_sm.agent.heartbeats import Heartbeats
 from purelb_sm.agent.upkeep import Upkeep
 
 _PREFIX = "purelb_lbnodeagent_"
@@ -16,11 +17,18 @@ _PREFIX = "purelb_lbnodeagent_"
 class AgentMetrics(Collector):
     """A collector in a registry of its own, so that several agents in one process (tests) do not share counters."""
 
-    def __init__(self, upkeep: Upkeep, live_nodes: Callable[[], int], lease_valid: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        upkeep: Upkeep,
+        live_nodes: Callable[[], int],
+        lease_valid: Callable[[], bool],
+        heartbeats: Heartbeats,
+    ) -> None:
         self.registry = CollectorRegistry()
         self._upkeep = upkeep
         self._live_nodes = live_nodes
         self._lease_valid = lease_valid
+        self._heartbeats = heartbeats
         self.registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
@@ -39,14 +47,24 @@ class AgentMetrics(Collector):
                 "conflicts_found": ("Probes that a foreign host answered, so that we do not announce", conflicts.found),
                 "conflicts_announced": ("Foreign hosts heard to use an address that we announce", conflicts.announced),
                 "conflict_defences": ("Announcements sent because of those", conflicts.defences),
+                "heartbeats_sent": ("Heartbeats sent to the agents of other nodes", self._heartbeats.sent),
+                "heartbeats_received": ("Heartbeats of other nodes taken", self._heartbeats.received),
+                "suspicions": ("Times that a node was left out because it fell silent", self._heartbeats.suspicions),
             },
         )
+        rejected = CounterMetricFamily(_PREFIX + "heartbeats_rejected", "Datagrams not taken", labels=["why"])
+        for why, count in self._heartbeats.rejected.items():
+            rejected.add_metric([why], count)
+        yield rejected
         yield from _each(
             GaugeMetricFamily,
             {
                 "addresses": ("Addresses of ours that the kernel holds", len(holdings)),
                 "live_nodes": ("Nodes that take part in the election", self._live_nodes()),
                 "lease_valid": ("1 while the others count on this node", int(self._lease_valid())),
+                "peers_heard": ("Nodes that are heard, and that have heard this one", self._heartbeats.heard()),
+                "peers_suspected": ("Nodes left out because they fell silent", len(self._heartbeats.suspected)),
+                "cut_off": ("1 while local addresses are given up, as others have them", int(self._heartbeats.cut_off)),
             },
         )
 

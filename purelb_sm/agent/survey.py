@@ -11,9 +11,11 @@ from typing import Final
 from purelb_sm.domain.addresses import Network
 from purelb_sm.domain.agent_config import AgentConfig
 from purelb_sm.domain.macs import MAX_MACS
-from purelb_sm.net import Family, Interface, KernelProtocol
+from purelb_sm.net import Family, Home, Interface, KernelProtocol
 
 FAMILIES: Final[tuple[Family, ...]] = (4, 6)
+OwnHomes = tuple[tuple[str, Home], ...]
+"""(interface, subnet with our address there), in order of preference."""
 OwnSubnets = tuple[tuple[str, Network], ...]
 """(interface, subnet), in order of preference."""
 
@@ -22,7 +24,11 @@ _PODS: Final = ("veth", "dummy", "vxlan", "geneve", "ipip", "tun")
 """Kinds of interfaces that lead to pods and tunnels: what is there is no neighbour of the node's links."""
 
 
-async def own_subnets(kernel: KernelProtocol, config: AgentConfig, interfaces: Iterable[Interface]) -> OwnSubnets:
+def subnets_of(homes: OwnHomes) -> OwnSubnets:
+    return tuple((name, home.subnet) for name, home in homes)
+
+
+async def own_homes(kernel: KernelProtocol, config: AgentConfig, interfaces: Iterable[Interface]) -> OwnHomes:
     """The subnets of the interfaces that the configuration selects: those of the default routes before the others.
 
     Raises NetError.
@@ -36,8 +42,8 @@ async def own_subnets(kernel: KernelProtocol, config: AgentConfig, interfaces: I
     for interface in interfaces:
         if interface.mac is not None and config.selects(interface.name):
             names[interface.name] = None
-    found = await kernel.subnets(list(names))
-    return tuple((name, subnet) for name in names for subnet in found[name])
+    found = await kernel.homes(list(names))
+    return tuple((name, home) for name in names for home in found[name])
 
 
 def own_macs(interfaces: Iterable[Interface], selected: Collection[str]) -> tuple[bytes, ...]:

@@ -22,10 +22,10 @@ import structlog
 from purelb_sm.agent.announcer import CHUNK, Announcer, Listener
 from purelb_sm.agent.conflicts import Surroundings
 from purelb_sm.agent.ledger import Ledger
-from purelb_sm.agent.survey import OwnSubnets, own_macs, own_subnets
+from purelb_sm.agent.survey import OwnHomes, OwnSubnets, own_homes, own_macs, subnets_of
 from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.agent_config import LOCAL_DEFAULT, AgentConfig
-from purelb_sm.domain.announce import Announcements, Keep, Place, Verdict
+from purelb_sm.domain.announce import Announcements, Desired, Keep, Kind, Place, Verdict
 from purelb_sm.net import KernelProtocol, NetError
 
 log = structlog.get_logger(__name__)
@@ -47,12 +47,14 @@ class Bearings:
     config             it; None where it cannot be read
     place              where the node stands, given its own subnets; None until that can be known
     lease_valid_until  on the loop's clock
+    cut_off            whether the others must have taken over all that is local; `Upkeep.wake` when that changes
     """
 
     configured: Callable[[], bool]
     config: Callable[[], AgentConfig | None]
     place: Callable[[OwnSubnets], Place | None]
     lease_valid_until: Callable[[], float]
+    cut_off: Callable[[], bool] = lambda: False
 
 
 class Hold(Enum):
@@ -84,6 +86,7 @@ class Upkeep:
         around: Surroundings,
     ) -> None:
         self.announcer = Announcer(kernel, ledger, self.decide, listener, clock, around, self.touch)
+        self.homes: OwnHomes = ()
         self.subnets: OwnSubnets = ()
         self.macs: tuple[bytes, ...] = ()
         self.surveyed = asyncio.Event()
@@ -97,6 +100,7 @@ class Upkeep:
         self._started = clock()
         self.ready = False
         self._hold = Hold.SAFE
+        self._cut_off = False
         self._wake = asyncio.Event()
         self._first: dict[Address, None] = {}
         self._later: dict[Address, None] = {}
@@ -126,13 +130,18 @@ class Upkeep:
 
     def decide(self, address: Address) -> Verdict:
         """What belongs on this node now."""
-        if self._hold is Hold.LAPSED:
+        if self._hold is Hold.LAPSED or (self._cut_off and self._has_heirs(address)):
             return None
         if self._hold is Hold.LOST:
             return Keep(address, "our Lease ran out", ())
         if not self.ready:
             return Keep(address, "the cluster has not been seen whole yet", ())
         return self._table.decide(address)
+
+    def _has_heirs(self, address: Address) -> bool:
+        """Whether it is local, so that another node answers for it when this one is taken for dead."""
+        verdict = self._table.decide(address) if self.ready else None
+        return isinstance(verdict, Desired) and verdict.kind is Kind.LOCAL
 
     async def watch_kernel(self) -> None:
         """Has the kernel looked at after each of its notices, until cancelled."""
@@ -218,11 +227,11 @@ class Upkeep:
             return
         config = self._bearings.config()
         interfaces = await self._kernel.interfaces()
-        subnets = await own_subnets(self._kernel, config, interfaces) if config is not None else ()
-        macs = own_macs(interfaces, [name for name, _ in subnets])
-        if (subnets, macs) != (self.subnets, self.macs) or not self.surveyed.is_set():
-            log.info("own_subnets", subnets=[f"{name} {subnet}" for name, subnet in subnets])
-            self.subnets, self.macs, self._moved = subnets, macs, True
+        homes = await own_homes(self._kernel, config, interfaces) if config is not None else ()
+        macs = own_macs(interfaces, [name for name, _ in homes])
+        if (homes, macs) != (self.homes, self.macs) or not self.surveyed.is_set():
+            log.info("own_subnets", subnets=[f"{name} {home.subnet}" for name, home in homes])
+            self.homes, self.subnets, self.macs, self._moved = homes, subnets_of(homes), macs, True
             self.surveyed.set()
 
     def _follow_place(self) -> None:
@@ -262,10 +271,11 @@ class Upkeep:
         await self.announcer.renew(self.announcer.holdings.addresses(), FALLBACK_LIFETIME_S)
 
     def _follow_lease(self) -> None:
-        hold = self._held_how()
+        hold, cut_off = self._held_how(), self._bearings.cut_off()
         if hold is not self._hold:
             log.warning("own_lease", state=hold.value)
-            self._hold = hold
+        if (hold, cut_off) != (self._hold, self._cut_off):
+            self._hold, self._cut_off = hold, cut_off
             self._later.update(dict.fromkeys([*self._table.addresses(), *self.announcer.holdings.addresses()]))
 
     def _held_how(self) -> Hold:

@@ -30,6 +30,10 @@ def agent(
     lease_s: Annotated[float | None, typer.Option(help="how long the others count on this node")] = None,
     renew_s: Annotated[float | None, typer.Option(help="pause between two renewals of the node's Lease")] = None,
     when_api_away: Annotated[str | None, typer.Option(help="keep or strict: what to do without the API server")] = None,
+    heartbeat_s: Annotated[
+        float | None, typer.Option(help="pause between two heartbeats to other agents; 0: none")
+    ] = None,
+    heartbeat_port: Annotated[int | None, typer.Option(help="UDP port of heartbeats")] = None,
     keep_on_exit: Annotated[
         bool | None, typer.Option("--keep-on-exit/--no-keep-on-exit", help="leave the addresses when stopped")
     ] = None,
@@ -51,6 +55,8 @@ def agent(
         "lease_s": lease_s,
         "renew_s": renew_s,
         "when_api_away": when_api_away,
+        "heartbeat_s": heartbeat_s,
+        "heartbeat_port": heartbeat_port,
         "keep_on_exit": keep_on_exit,
         "resync_s": resync_s,
         "report_s": report_s,

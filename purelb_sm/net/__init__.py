@@ -7,6 +7,7 @@ facts about subnets and default routes. Must not know: Kubernetes, Services, gro
 contract test runs on both.
 """
 
+from purelb_sm.net.datagrams import DatagramProtocol, Datagrams
 from purelb_sm.net.errors import (
     AddressConflict,
     DumpInterrupted,
@@ -23,6 +24,7 @@ from purelb_sm.net.model import (
     Change,
     Family,
     Held,
+    Home,
     Interface,
     IPAddress,
     IPNetwork,
@@ -34,10 +36,13 @@ from purelb_sm.net.model import (
 __all__ = [
     "AddressConflict",
     "Change",
+    "DatagramProtocol",
+    "Datagrams",
     "DumpInterrupted",
     "Family",
     "ForeignAddress",
     "Held",
+    "Home",
     "IPAddress",
     "IPNetwork",
     "Interface",

@@ -13,26 +13,26 @@ from ipaddress import ip_network
 
 from purelb_sm.net import addresses, links, pyroute
 from purelb_sm.net import rtnetlink as nl
-from purelb_sm.net.model import IPNetwork
+from purelb_sm.net.model import Home, IPNetwork
 from purelb_sm.net.ownership import Ownership
 
 _UNUSABLE = addresses.IFA_F_DEPRECATED | addresses.IFA_F_DADFAILED
 
 
-def subnets(
+def homes(
     sock: nl.RtnlSocket, link_sock: pyroute.Socket, ownership: Ownership, interfaces: Collection[str]
-) -> dict[str, tuple[IPNetwork, ...]]:
+) -> dict[str, tuple[Home, ...]]:
     """The subnets of each named interface, IPv4 first, in numeric order. See above for which addresses count."""
     by_index = {index: name for name in interfaces if (index := links.index_of(link_sock, name)) is not None}
-    found: dict[str, set[IPNetwork]] = {name: set() for name in interfaces}
+    found: dict[str, list[Home]] = {name: [] for name in interfaces}
     for entry in addresses.entries(sock):
         name = by_index.get(entry.index)
         if name is None or ownership.is_mine((name, entry.address, entry.prefix_length), entry.protocol):
             continue
         subnet = subnet_of(entry)
         if subnet is not None:
-            found[name].add(subnet)
-    return {name: in_order(subnets) for name, subnets in found.items()}
+            found[name].append(Home(subnet, entry.address if entry.address in subnet else None))
+    return {name: in_order(homes) for name, homes in found.items()}
 
 
 def subnet_of(entry: addresses.Entry) -> IPNetwork | None:
@@ -45,6 +45,13 @@ def subnet_of(entry: addresses.Entry) -> IPNetwork | None:
     return ip_network((entry.peer, entry.prefix_length), strict=False)
 
 
-def in_order(subnets: Iterable[IPNetwork]) -> tuple[IPNetwork, ...]:
-    """IPv4 before IPv6, then by number."""
-    return tuple(sorted(subnets, key=lambda subnet: (subnet.version, int(subnet.network_address), subnet.prefixlen)))
+def in_order(homes: Iterable[Home]) -> tuple[Home, ...]:
+    """Each subnet once, with the lowest of the addresses in it: IPv4 before IPv6, then by number."""
+    first: dict[IPNetwork, Home] = {}
+    for home in sorted(homes, key=lambda home: int(home.address or -1)):
+        first.setdefault(home.subnet, home)
+    return tuple(sorted(first.values(), key=_place))
+
+
+def _place(home: Home) -> tuple[int, int, int]:
+    return home.subnet.version, int(home.subnet.network_address), home.subnet.prefixlen

@@ -19,7 +19,7 @@ from purelb_sm.net import neighbours
 from purelb_sm.net.errors import ForeignAddress, InterfaceMissing, InterfaceUnsuitable, NetError
 from purelb_sm.net.facts import in_order
 from purelb_sm.net.links import DUMMY_KINDS
-from purelb_sm.net.model import Change, Family, Held, Interface, IPAddress, IPNetwork, Sighting, Wanted
+from purelb_sm.net.model import Change, Family, Held, Home, Interface, IPAddress, Sighting, Wanted
 from purelb_sm.net.monitor import RESYNC, PendingChanges
 
 Key = tuple[str, IPAddress, int]
@@ -142,14 +142,15 @@ class FakeKernel:
         routes = self._default_routes[family]
         return min(routes, key=lambda name: routes[name], default=None)
 
-    async def subnets(self, interfaces: Collection[str]) -> dict[str, tuple[IPNetwork, ...]]:
-        found: dict[str, set[IPNetwork]] = {name: set() for name in interfaces}
+    async def homes(self, interfaces: Collection[str]) -> dict[str, tuple[Home, ...]]:
+        found: dict[str, list[Home]] = {name: [] for name in interfaces}
         for held in self._alive():
             host_only = held.prefix_length == held.address.max_prefixlen
             hidden = held.address.is_loopback or (held.address.version == 6 and held.address.is_link_local)
             if held.interface in found and not (held.mine or host_only or hidden):
-                found[held.interface].add(ip_network((held.address, held.prefix_length), strict=False))
-        return {name: in_order(subnets) for name, subnets in found.items()}
+                subnet = ip_network((held.address, held.prefix_length), strict=False)
+                found[held.interface].append(Home(subnet, held.address))
+        return {name: in_order(homes) for name, homes in found.items()}
 
     async def held(self) -> list[Held]:
         return [held for held in self._alive() if held.mine]

@@ -22,7 +22,7 @@ import structlog
 from purelb_sm.net import addresses, conflicts, facts, links, neighbours, pyroute
 from purelb_sm.net import rtnetlink as nl
 from purelb_sm.net.errors import NetError, from_errno
-from purelb_sm.net.model import Change, Family, Held, Interface, IPAddress, IPNetwork, Sighting, Wanted
+from purelb_sm.net.model import Change, Family, Held, Home, Interface, IPAddress, Sighting, Wanted
 from purelb_sm.net.monitor import Monitor
 from purelb_sm.net.ownership import ADDRESS_PROTOCOL, JOURNAL_DIRECTORY, KernelMark, Ownership, open_journal
 
@@ -87,8 +87,8 @@ class Kernel:
     async def default_interface(self, family: Family) -> str | None:
         return await self._in_thread(lambda: links.default_interface(self._link_sock, family))
 
-    async def subnets(self, interfaces: Collection[str]) -> dict[str, tuple[IPNetwork, ...]]:
-        return await self._in_thread(lambda: facts.subnets(self._sock, self._link_sock, self._ownership, interfaces))
+    async def homes(self, interfaces: Collection[str]) -> dict[str, tuple[Home, ...]]:
+        return await self._in_thread(lambda: facts.homes(self._sock, self._link_sock, self._ownership, interfaces))
 
     async def held(self) -> list[Held]:
         return await self._in_thread(self._table.held)

@@ -49,6 +49,15 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
+class Home:
+    """A subnet that an interface is in, and the node's own address there; None if it has none in it, as at one end of
+    a point-to-point link."""
+
+    subnet: IPNetwork
+    address: IPAddress | None
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """An address that we want the kernel to have. `lifetime_s` None: permanent. After `preferred_s`, if given, the
     kernel no longer takes it as the source of connections of its own. `nodad` has a meaning for IPv6 only."""
@@ -105,7 +114,7 @@ class KernelProtocol(Protocol):
         """The interface of the default route with the lowest metric in the main table, None without one."""
         ...
 
-    async def subnets(self, interfaces: Collection[str]) -> dict[str, tuple[IPNetwork, ...]]:
+    async def homes(self, interfaces: Collection[str]) -> dict[str, tuple[Home, ...]]:
         """The subnets each of these interfaces is in, from the addresses that are not ours; see `net.facts`. Every
         name asked for is a key; an interface that does not exist has no subnets."""
         ...

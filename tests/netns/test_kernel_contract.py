@@ -13,6 +13,7 @@ import pytest
 from purelb_sm.net import (
     ForeignAddress,
     Held,
+    Home,
     InterfaceMissing,
     InterfaceUnsuitable,
     IPAddress,
@@ -275,8 +276,16 @@ async def test_subnets_come_from_foreign_addresses_only(world: FakeWorld) -> Non
     world.add_foreign("192.0.2.7/32", NIC)
     world.add_foreign("2001:db8::7/128", NIC)
     world.add_foreign("10.8.0.1/16", NIC)
-    assert await world.kernel.subnets([NIC, "nowhere0"]) == {
-        NIC: (ip_network("10.8.0.0/16"), ip_network("172.30.250.0/24"), ip_network("fd30:250::/64")),
+    world.add_foreign("10.8.0.9/16", NIC)
+    assert await world.kernel.homes([NIC, "nowhere0"]) == {
+        NIC: tuple(
+            Home(ip_network(subnet), ip_address(address))
+            for subnet, address in (
+                ("10.8.0.0/16", "10.8.0.1"),
+                ("172.30.250.0/24", "172.30.250.11"),
+                ("fd30:250::/64", "fd30:250::11"),
+            )
+        ),
         "nowhere0": (),
     }
 

@@ -20,7 +20,7 @@ from purelb_sm.settings import AgentSettings
 from tests.support.product import JSON, NAMESPACE, Cluster, service_object
 from tests.support.waiting import eventually
 
-QUICK = {"lease_s": 2.0, "renew_s": 0.3, "report_s": 0.1, "resync_s": 60.0}
+QUICK = {"lease_s": 2.0, "renew_s": 0.3, "report_s": 0.1, "resync_s": 60.0, "heartbeat_s": 0.0}
 INTERFACE = "enp1s0"
 _numbers = itertools.count(1)
 
