@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test lint fmt unit bench install lock clean
+.PHONY: demo test lint fmt unit search bench install lock clean
 
 demo: ## shows the product at work on this machine, and cleans up after itself
 	@tools/install.sh run
@@ -25,6 +25,9 @@ fmt:
 
 unit: ## the fast part
 	$(PY) -m pytest -q tests/unit
+
+search: ## random interleavings for the book, ten times as many as a test run looks at (about 20 minutes)
+	HYPOTHESIS_PROFILE=search SEARCH_TIMES=10 $(PY) -m pytest tests/property
 
 bench: ## how fast it is; writes the tables of docs/performance.md (about 20 minutes on a quiet machine)
 	$(PY) -m benchmarks all --write

@@ -49,6 +49,7 @@ from purelb_sm.store.audit import Audit, Filter, HistoryRow
 from purelb_sm.store.engine import make_engine
 from purelb_sm.store.reserving import Registrar
 from tests.support.domain import NOW, group_view, pools, service
+from tests.support.search import SEARCH_TIMES
 
 KEYS = [ServiceKey("test", "a"), ServiceKey("test", "b"), ServiceKey("tenant", "c")]
 NODES = ("node1", "node2")
@@ -616,7 +617,7 @@ def test_no_interleaving_gives_one_address_to_two_or_loses_one() -> None:
     run_state_machine_as_test(
         EngineMachine,
         settings=settings(
-            max_examples=60,
+            max_examples=60 * SEARCH_TIMES,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

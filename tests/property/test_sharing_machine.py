@@ -1,8 +1,8 @@
 """The search over interleavings, with Services that share: keys and ports are edited like everything else.
 
 What must always be so: whoever shows an address is booked as a member of it, or nobody is and it was; the index that
-the leader keeps is what the book says. In the end: who shows one address has one key and no port twice, and a port
-conflict is told only where there is one.
+the leader keeps is what the book says. In the end: who shows one address has one key and no port twice, unless its new
+key cannot be served: then it keeps what it has, and is told. A port conflict is told only where there is one.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from purelb_sm.domain.views import Port, PortKey, ServiceKey, ServiceView
 from tests.property import test_engine_machine as base
 from tests.property.test_engine_machine import FAMILIES, KEYS, SPECS, EngineMachine, edited
 from tests.support.office import ports
+from tests.support.search import SEARCH_TIMES
 
 SHARING = [None, "K", "K", "K", "L"]
 PORTS = [("80",), ("443",), ("53/UDP",), ("80/UDP",), ("80", "443")]
@@ -179,7 +180,7 @@ class SharingMachine(EngineMachine):
                 self.there_is_a_conflict(view, members)
             elif condition.status == "False" and not view.annotation(names.ALLOW_SHARED_IP):
                 self.could_not_be_served(view, dict(self.leader.engine._groups))
-        self.who_shares_may(members)
+        self.who_shares_may(members, {str(key) for key in waiting})
 
     def shows_what_it_has(
         self, view: ServiceView, members: dict[Address, dict[str, set[PortKey]]], conflict: bool
@@ -195,11 +196,12 @@ class SharingMachine(EngineMachine):
         others = [p for by_name in members.values() for name, p in by_name.items() if name != str(view.key)]
         assert any(wanted & taken for taken in others), f"{view.key} was told of a conflict that is none"
 
-    def who_shares_may(self, members: dict[Address, dict[str, set[PortKey]]]) -> None:
+    def who_shares_may(self, members: dict[Address, dict[str, set[PortKey]]], waiting: set[str]) -> None:
         by_name = {str(key): view for key, view in self.cluster.items()}
         for address, names_ in members.items():
             if len(names_) > 1:
-                keys = {by_name[name].annotation(names.ALLOW_SHARED_IP) for name in names_ if self.shows(name, address)}
+                served = [name for name in names_ if self.shows(name, address) and name not in waiting]
+                keys = {by_name[name].annotation(names.ALLOW_SHARED_IP) for name in served}
                 assert len(keys) <= 1, f"{address} is shown under {keys}"
                 assert None not in keys
 
@@ -215,12 +217,32 @@ def shares(view: ServiceView, sharing: str | None, on: tuple[str, ...]) -> Servi
     return replace(view, annotations=annotations, ports=found)
 
 
+@pytest.mark.spec("A15")
+def test_who_changes_its_key_and_cannot_be_served_under_it_keeps_what_it_has_and_is_told() -> None:
+    """Found by the search: with one address in all, the new key has nowhere to go."""
+    state = SharingMachine()
+    first, second, _ = KEYS
+    state.begin(spec=SPECS[1], keys=(None, None, None), on=(("80",), ("80",), ("80",)))
+    state.a_sharer_is_edited(key=first, on=("80/UDP",), sharing="K")
+    state.work()
+    state.a_sharer_is_edited(key=second, on=("443",), sharing="K")
+    state.users_do([Edit(second, "key", FAMILIES[0], "", "L", ())])
+    state.what_is_shown_is_booked_for_it()
+    assert state.shows(str(second), ip_address("10.0.0.1"))
+    condition = current_condition(state.cluster[second])
+    assert condition is not None
+    assert (condition.status, condition.reason) == ("False", "PoolExhausted")
+    # When the others have left, the address is its own, under the new key.
+    state.users_do([Edit(first, "go", FAMILIES[0], "", None, ())])
+    state.teardown()
+
+
 @pytest.mark.spec("A15", "A16", "A17", "A20", "A21", "B1", "E4", "E6")
 def test_no_interleaving_breaks_what_is_shared() -> None:
     run_state_machine_as_test(
         SharingMachine,
         settings=settings(
-            max_examples=40,
+            max_examples=40 * SEARCH_TIMES,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
