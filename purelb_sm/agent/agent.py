@@ -19,7 +19,7 @@ import structlog
 
 from purelb_sm.agent import heartbeats
 from purelb_sm.agent.conflicts import Surroundings
-from purelb_sm.agent.endpoints import LocalEndpoints
+from purelb_sm.agent.endpoints import ServiceEndpoints
 from purelb_sm.agent.heartbeats import Heartbeats
 from purelb_sm.agent.intake import ConfigReader, GroupReader, Watches
 from purelb_sm.agent.ledger import Ledger
@@ -113,7 +113,7 @@ class Agent:
         self._configured = False
         self._draining: Draining | None = None
         self._counted_until = float("-inf")
-        self.endpoints = LocalEndpoints(client, node, clock, self._endpoints_changed)
+        self.endpoints = ServiceEndpoints(client, node, clock, self._endpoints_changed)
         self.table = Announcements(Place(node, load_balancer_class=settings.load_balancer_class), self.endpoints)
         self.telling = Telling(node, client, self.watches, self.table, self.ledger, self.recorder)
         self.upkeep = Upkeep(
@@ -161,12 +161,12 @@ class Agent:
         assert view is not None, "a change has an object"
         self.upkeep.touch(self.table.forget(view.key) if new is None else self.table.update(new))
         self.telling.look_at(view.key)
-        if self.table.is_local_policy(view.key):
+        if self.table.follows_endpoints(view.key):
             self.endpoints.need()
 
     def _endpoints_changed(self, service: ServiceKey | None) -> None:
-        keys = self.table.with_local_policy() if service is None else [service]
-        self.upkeep.touch(address for key in keys for address in self.table.addresses_of(key))
+        keys = self.table.following_endpoints() if service is None else [service]
+        self.upkeep.touch(address for key in keys for address in self.table.endpoints_moved(key))
 
     def _groups_changed(self, change: Change, old: ObjectView | None, new: ObjectView | None) -> None:
         if old is None or new is None or (old.spec, old.api_version) != (new.spec, new.api_version):

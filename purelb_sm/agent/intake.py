@@ -27,7 +27,13 @@ LEASES_IDLE_S: Final = 6.0
 """Our own Lease changes every 2 s: a watch of Leases that is silent for longer is broken."""
 
 
-_READ: Final = (names.ALLOCATED_BY, names.ALLOCATED_FROM, names.ANNOUNCING_V4, names.ANNOUNCING_V6)
+_READ: Final = (
+    names.ALLOCATED_BY,
+    names.ALLOCATED_FROM,
+    names.ANNOUNCING_V4,
+    names.ANNOUNCING_V6,
+    names.NODE_AFFINITY,
+)
 _SHARED_MAX: Final = 1024
 _shared: dict[tuple[str | None, ...], dict[str, str]] = {}
 

@@ -20,8 +20,8 @@ import structlog
 from purelb_sm.allocator.metrics import AllocatorMetrics
 from purelb_sm.allocator.publisher import Publisher
 from purelb_sm.domain.announced import Announcers, silence, tell_announced
-from purelb_sm.domain.book import Join, Leave, Plan, Publication, Reclaim
-from purelb_sm.domain.views import ServiceKey, ServiceView
+from purelb_sm.domain.book import Join, Leave, Plan, Reclaim
+from purelb_sm.domain.views import Condition, ServiceKey, ServiceView
 from purelb_sm.kube.queue import WorkQueue
 
 log = structlog.get_logger(__name__)
@@ -66,7 +66,7 @@ class Notices:
         self._queue = WorkQueue()
         self._looking = 0
         self._overdue: set[ServiceKey] = set()
-        self._submitted: dict[ServiceKey, Publication] = {}
+        self._submitted: dict[ServiceKey, Condition] = {}
 
     def moved(self, keys: Iterable[ServiceKey]) -> None:
         """Announcements of these have changed in the book."""
@@ -137,15 +137,14 @@ class Notices:
             self._queue.forget(key)
             self._submitted.pop(key, None)
             return None
-        self._again(key, made.publication)
-        return made, view
+        self._again(key, made.condition)
+        return Plan(key, publication=made.publication, events=made.events), view
 
-    def _again(self, key: ServiceKey, publication: Publication | None) -> None:
+    def _again(self, key: ServiceKey, wanted: Condition) -> None:
         """It is looked at again, to see whether the write was taken; later each time that the same one was not."""
-        assert publication is not None, "there is no Event without a write"
         before = self._submitted.get(key)
-        self._submitted[key] = publication
-        if before is None or before.conditions != publication.conditions:
+        self._submitted[key] = wanted
+        if before is None or (before.reason, before.message) != (wanted.reason, wanted.message):
             self._queue.add(key)
         else:
             self._queue.retry(key)

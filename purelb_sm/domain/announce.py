@@ -72,11 +72,19 @@ class Endpoints(Protocol):
         """Whether the Service has an endpoint on this node that takes traffic; None: not known (yet)."""
         ...
 
+    def nodes(self, service: ServiceKey) -> Collection[str] | None:
+        """The nodes that a local address of the Service should rather be on: those with a ready endpoint of it. If it
+        has none, those whose endpoints still serve while they terminate. None: not known (yet)."""
+        ...
+
 
 class UnknownEndpoints:
     """Without a watch on EndpointSlices nothing is known."""
 
     def here(self, service: ServiceKey) -> bool | None:
+        return None
+
+    def nodes(self, service: ServiceKey) -> Collection[str] | None:
         return None
 
 
@@ -135,11 +143,13 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """What one Service says of its addresses. `everywhere`: its policy is not `Local`."""
+    """What one Service says of its addresses. `everywhere`: its policy is not `Local`. `near`: it wants its local
+    addresses on nodes with an endpoint (C18)."""
 
     addresses: tuple[Address, ...]
     group: str
     everywhere: bool
+    near: bool = False
 
 
 def claim_of(view: ServiceView, load_balancer_class: str) -> _Claim | None:
@@ -158,7 +168,8 @@ def claim_of(view: ServiceView, load_balancer_class: str) -> _Claim | None:
     if not found:
         return None
     group = view.annotation(names.ALLOCATED_FROM) or ""
-    return _Claim(tuple(dict.fromkeys(found)), group, view.external_traffic_policy != "Local")
+    near = view.annotation(names.NODE_AFFINITY) == names.SERVICE_ENDPOINTS
+    return _Claim(tuple(dict.fromkeys(found)), group, view.external_traffic_policy != "Local", near)
 
 
 class Announcements:
@@ -186,13 +197,13 @@ class Announcements:
         claim = self._claims.get(key)
         return claim.addresses if claim else ()
 
-    def is_local_policy(self, key: ServiceKey) -> bool:
-        """Whether the Service is ours and wants traffic only where its endpoints are."""
+    def follows_endpoints(self, key: ServiceKey) -> bool:
+        """Whether the Service is ours, and where its endpoints are may decide where its addresses belong."""
         claim = self._claims.get(key)
-        return claim is not None and not claim.everywhere
+        return claim is not None and (claim.near or not claim.everywhere)
 
-    def with_local_policy(self) -> list[ServiceKey]:
-        return [key for key, claim in self._claims.items() if not claim.everywhere]
+    def following_endpoints(self) -> list[ServiceKey]:
+        return [key for key in self._claims if self.follows_endpoints(key)]
 
     def services_of(self, address: Address) -> tuple[ServiceKey, ...]:
         return self._services.get(address, ())
@@ -214,12 +225,28 @@ class Announcements:
         won = self._elect(before.electorate) if place.electorate != before.electorate else ()
         return won if replace(before, electorate=place.electorate) == place else self._services.keys()
 
+    def endpoints_moved(self, key: ServiceKey) -> tuple[Address, ...]:
+        """The Service's endpoints are elsewhere, or known now; answers with the addresses that have to be looked at."""
+        if not self.follows_endpoints(key):
+            return ()
+        addresses = self.addresses_of(key)
+        if self._claims[key].near:
+            self._elect_anew(addresses)
+        return addresses
+
+    def _elect_anew(self, addresses: Iterable[Address]) -> None:
+        """Who answers for these is decided when it is next asked for."""
+        for address in addresses:
+            self._winners.pop(address, None)
+
     def _elect(self, before: Electorate) -> list[Address]:
         """Elects anew after nodes came or went; answers with the addresses for which that changes anything here."""
         changed = self.place.electorate.changed_since(before)
         concerned = []
         for address, was in self._winners.items():
-            now = self.place.electorate.next_winner(address, was, changed)
+            # Which of those that did not change comes first is not known where only some of them count.
+            near = self._wants_near(address)
+            now = self._elected(address) if near else self.place.electorate.next_winner(address, was, changed)
             # A node that takes part under other subnets may hold the address on another interface now.
             if now != was or now in changed:
                 self._winners[address] = now
@@ -231,8 +258,26 @@ class Announcements:
         if address not in self._services:
             return self.place.electorate.winner(address)
         if address not in self._winners:
-            self._winners[address] = self.place.electorate.winner(address)
+            self._winners[address] = self._elected(address)
         return self._winners[address]
+
+    def _elected(self, address: Address) -> str | None:
+        return self.place.electorate.winner(address, self._preferred(address) or ())
+
+    def _wants_near(self, address: Address) -> bool:
+        return any(self._claims[key].near for key in self._services[address])
+
+    def _preferred(self, address: Address) -> Collection[str] | None:
+        """The nodes that the Services of this address would rather have it on: of those that share it, what any of
+        them says. Empty: it makes no difference to them. None: that is not known yet."""
+        found: set[str] = set()
+        for key in self._services[address]:
+            if self._claims[key].near:
+                nodes = self.endpoints.nodes(key)
+                if nodes is None:
+                    return None
+                found.update(nodes)
+        return found
 
     def decide(self, address: Address) -> Verdict:
         services = self._services.get(address)
@@ -243,6 +288,8 @@ class Announcements:
             return self._orphan(address, services)
         group, pool = found
         local = group.pool_type is PoolType.LOCAL and not (group.agent_decides and self.winner(address) is None)
+        if local and self._preferred(address) is None:
+            return Keep(address, "its endpoints are not known yet", services)
         if local and self.winner(address) != self.place.node:
             return None
         config = self.place.config
@@ -305,6 +352,8 @@ class Announcements:
         new = claim.addresses if claim else ()
         if before == claim:
             return ()
+        if (before and before.near) or (claim and claim.near):
+            self._elect_anew((*old, *new))
         for address in old:
             if address not in new:
                 self._leave(address, key)

@@ -13,10 +13,10 @@ from typing import Final
 
 from purelb_sm.domain import names
 from purelb_sm.domain.addresses import Address
-from purelb_sm.domain.book import EventNote, Plan
+from purelb_sm.domain.book import EventNote, Publication
 from purelb_sm.domain.publication import branded, condition_announced, current_condition, publish_condition
 from purelb_sm.domain.remedies import NOT_ANNOUNCED
-from purelb_sm.domain.views import ServiceKey, ServiceView
+from purelb_sm.domain.views import Condition, ServiceKey, ServiceView
 
 ADDRESSES_NAMED: Final = 6
 """A message names so many addresses, and counts the others."""
@@ -70,7 +70,16 @@ def silence(found: Announcers, after_s: float, now: datetime) -> Silence:
     return Silence(tuple(overdue), min(waits, default=None))
 
 
-def tell_announced(view: ServiceView, found: Announcers, overdue: Sequence[Address], now: datetime) -> Plan | None:
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The write that shows `condition`, and the Events that go with it."""
+
+    condition: Condition
+    publication: Publication
+    events: tuple[EventNote, ...] = ()
+
+
+def tell_announced(view: ServiceView, found: Announcers, overdue: Sequence[Address], now: datetime) -> Told | None:
     """The write that makes the condition say what is so, and the Event where an address has been silent for too long.
 
     None: it says so. A Service that no node has announced yet is told nothing before that is overdue: what has been
@@ -88,7 +97,7 @@ def tell_announced(view: ServiceView, found: Announcers, overdue: Sequence[Addre
     # A node more or less, or an address that is announced again, changes the sentence; only what was not in it is news.
     told = _told(current.message) if current is not None else frozenset()
     news = any(str(address) not in told for address in overdue[:ADDRESSES_NAMED])
-    return Plan(view.key, publication=publication, events=(_event(found, overdue),) if news else ())
+    return Told(wanted, publication, (_event(found, overdue),) if news else ())
 
 
 def _verdict(found: Announcers, overdue: Sequence[Address]) -> tuple[str, str, str]:

@@ -58,9 +58,15 @@ class Electorate:
             found += self._members.get((version, length, value & mask), ())
         return found if len(found) < 2 else list(dict.fromkeys(found))
 
-    def winner(self, address: Address) -> str | None:
-        """The node that answers for the address, None where no live node has its subnet."""
-        return self.first(self.candidates(address), address)
+    def winner(self, address: Address, preferred: Collection[str] = ()) -> str | None:
+        """The node that answers for the address, None where no live node has its subnet.
+
+        The first of the candidates that are preferred, if there is one that is not being drained; else of all.
+        """
+        candidates = self.candidates(address)
+        if preferred:
+            candidates = [n for n in candidates if n in preferred and n not in self.draining] or candidates
+        return self.first(candidates, address)
 
     def first(self, candidates: Sequence[str], address: Address) -> str | None:
         """The first of the candidates in the order for `address`, those that are being drained behind all others."""

@@ -397,10 +397,12 @@ def _warnings(
     and what was not asked clearly enough (A25)."""
     if {str(a) for a in addresses} <= {entry.ip for entry in view.ingress}:
         return []
+    notes = _affinity_warnings(view)
     if not request.addresses:
         why = world.bindings.ambiguity(view.key.namespace) if request.group is None else ""
-        return [EventNote("Warning", "ConfigurationWarning", f"{why}, so pool {group} is used")] if why else []
-    notes = []
+        return (
+            [*notes, EventNote("Warning", "ConfigurationWarning", f"{why}, so pool {group} is used")] if why else notes
+        )
     if request.group is not None:
         # PureLB warns of any group beside an address: what decides is the address, also where the two agree by chance.
         unused = f", so pool {request.group} is not used" if request.group != group else ""
@@ -410,6 +412,15 @@ def _warnings(
         text = f"spec.loadBalancerIP is deprecated: use the annotation {names.ADDRESSES}"
         notes.append(EventNote("Warning", "DeprecationWarning", text))
     return notes
+
+
+def _affinity_warnings(view: ServiceView) -> list[EventNote]:
+    """A value of the annotation that agents do not know is ignored by them (C18)."""
+    value = view.annotation(names.NODE_AFFINITY)
+    if value in (None, names.SERVICE_ENDPOINTS):
+        return []
+    text = f"the annotation {names.NODE_AFFINITY} is ignored: its value is not {names.SERVICE_ENDPOINTS}"
+    return [EventNote("Warning", "ConfigurationWarning", text)]
 
 
 def _released_event(addresses: Sequence[Address]) -> EventNote:

@@ -317,13 +317,17 @@ async def test_what_is_ours_no_more_leaves_every_node(lab: Lab, how: str) -> Non
     await lab.held_by(REMOTE)
 
 
-def slices(lab: Lab, name: str, *endpoints: tuple[str, bool, bool]) -> None:
-    """The Service's EndpointSlice, with (node, ready, serving) for each endpoint; not ready ones terminate."""
+def slices(lab: Lab, name: str, *endpoints: tuple[str, bool, bool], slice_: str = "") -> None:
+    """An EndpointSlice of the Service, with (node, ready, serving) for each endpoint; not ready ones terminate."""
     lab.cluster.server.apply(
         {
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
-            "metadata": {"name": name, "namespace": NAMESPACE, "labels": {"kubernetes.io/service-name": name}},
+            "metadata": {
+                "name": slice_ or name,
+                "namespace": NAMESPACE,
+                "labels": {"kubernetes.io/service-name": name},
+            },
             "addressType": "IPv4",
             "endpoints": [
                 {

@@ -210,6 +210,9 @@ class At:
     def here(self, service: ServiceKey) -> bool | None:
         return self._here.get(service.name)
 
+    def nodes(self, service: ServiceKey) -> None:
+        raise AssertionError("nobody asks on which nodes they are")
+
 
 @pytest.mark.parametrize(("here", "kind"), [(True, Desired), (False, type(None)), (None, Keep)])
 def test_policy_local_of_a_remote_address_follows_the_endpoints(here: bool | None, kind: type) -> None:

@@ -10,8 +10,7 @@ import pytest
 
 from purelb_sm.domain import names
 from purelb_sm.domain.addresses import Address
-from purelb_sm.domain.announced import Announcers, HeldAddress, Silence, silence, tell_announced
-from purelb_sm.domain.book import Plan
+from purelb_sm.domain.announced import Announcers, HeldAddress, Silence, Told, silence, tell_announced
 from purelb_sm.domain.publication import (
     condition_allocated,
     condition_refused,
@@ -43,10 +42,9 @@ def addresses(*texts: str) -> tuple[Address, ...]:
     return tuple(ip_address(text) for text in texts)
 
 
-def said(view: ServiceView, made: Plan | None) -> ServiceView:
+def said(view: ServiceView, made: Told | None) -> ServiceView:
     """The Service once the write is taken."""
     assert made is not None
-    assert made.publication is not None
     assert (made.publication.ingress, made.publication.annotations) == (None, {}), "it is the condition alone"
     return taken(view, made.publication, "11")
 

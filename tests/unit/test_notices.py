@@ -308,12 +308,14 @@ def test_a_service_that_goes_is_counted_no_more() -> None:
 @pytest.mark.parametrize("error", [Unavailable("away"), Conflict("another version")])
 def test_what_is_not_taken_is_written_again_later_and_later(error: Exception) -> None:
     desk = in_a_loop(lambda d: (d.add("a", since_s=-60), None)[-1])
-    desk.refuse, desk.error = 8, error
+    desk.refuse, desk.error = 10_000, error
 
     async def scene(stand: Stand) -> None:
         await asyncio.sleep(300)
+        assert 10_000 - desk.refuse < 20, "not every second"
+        desk.refuse = 0
+        await asyncio.sleep(100)
         assert len(desk.writes) == len(desk.events) == 1
-        assert len(desk.asked) < 20
 
     played(scene, desk)
 
@@ -327,8 +329,13 @@ def test_a_service_whose_write_is_under_way_is_looked_at_again() -> None:
         gate = asyncio.Event()
         publish = desk.publish
 
+        running: list[Publication] = []
+
         async def slow(publication: Publication) -> ServiceView:
+            running.append(publication)
+            assert len(running) == 1, "two writes of one Service at once"
             await gate.wait()
+            running.clear()
             return await publish(publication)
 
         desk.publish = slow  # type: ignore[method-assign]
