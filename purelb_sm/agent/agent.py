@@ -32,7 +32,6 @@ from purelb_sm.agent.upkeep import Bearings, Upkeep
 from purelb_sm.domain import names
 from purelb_sm.domain.agent_config import AgentConfig
 from purelb_sm.domain.announce import Announcements, Groups, Place
-from purelb_sm.domain.book import EventNote
 from purelb_sm.domain.draining import Draining, asked_of
 from purelb_sm.domain.election import render_subnets
 from purelb_sm.domain.macs import render_macs
@@ -107,7 +106,7 @@ class Agent:
         self._roster = Roster(
             node, namespace, self.watches.leases, self.liveness, clock, lambda: self.heartbeats.suspected
         )
-        self._group_reader, self._config_reader = GroupReader(), ConfigReader(self._config_not_usable)
+        self._group_reader, self._config_reader = GroupReader(), ConfigReader(node, self.recorder.object)
         self._groups: Groups | None = None
         self._config: AgentConfig | None = None
         self._configured = False
@@ -228,12 +227,9 @@ class Agent:
         node = self.watches.node.get(self._settings.node_name)
         config = self._config_reader.read(self.watches.configs.items().values(), node)
         if config != self._config or not self.upkeep.surveyed.is_set():
-            log.info("configured", lbnodeagent=config.source or "defaults" if config else "unreadable")
+            log.info("configured", lbnodeagent=config.source or "defaults" if config else "none that can be used")
         self._config = config
         self.upkeep.resurvey()
-
-    def _config_not_usable(self, view: ObjectView, why: str) -> None:
-        self.recorder.object(view, EventNote("Warning", "ParseFailed", why))
 
     def _place(self, subnets: OwnSubnets) -> Place | None:
         """Where the node stands; None until all has been seen that decides it. Its Lease is told of its subnets and

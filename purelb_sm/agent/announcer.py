@@ -7,6 +7,7 @@ and who wants to hear what became of it, comes from outside.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
 
 import structlog
@@ -48,6 +49,16 @@ class Listener(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class _Plan:
+    """What a pass will do, in this order: `leave` are those that are wanted on another interface."""
+
+    remove: list[Held] = field(default_factory=list)
+    add: list[Desired] = field(default_factory=list)
+    leave: list[Held] = field(default_factory=list)
+    renew: list[Desired] = field(default_factory=list)
+
+
 class Announcer:
     """Not safe for two passes at once: one task calls `look`, `work`, `renew` and `withdraw_all`.
 
@@ -86,41 +97,45 @@ class Announcer:
         return surprising
 
     async def work(self, addresses: Collection[Address]) -> None:
-        """Closes the difference for these addresses; local ones come first, since traffic waits for them."""
-        add: list[Desired] = []
-        renew: list[Desired] = []
-        remove: list[Held] = []
+        """Closes the difference for these addresses; local ones come first, since traffic waits for them. One that
+        moves to another interface is there before it leaves the old one."""
+        plan = _Plan()
         for address in addresses:
-            self._plan(address, add, renew, remove)
-        add.sort(key=lambda desired: desired.kind is Kind.REMOTE)
-        for removals in _chunks(remove):
+            self._plan(address, plan)
+        plan.add.sort(key=lambda desired: desired.kind is Kind.REMOTE)
+        for removals in _chunks(plan.remove):
             await self._remove(removals)
-        for additions in _chunks(add):
+        for additions in _chunks(plan.add):
             await self._add(additions)
-        for renewals in _chunks(renew):
+        for left in _chunks(plan.leave):
+            await self._remove(left)
+        for renewals in _chunks(plan.renew):
             await self.holdings.renew([wanted(desired) for desired in renewals])
 
-    def _plan(self, address: Address, add: list[Desired], renew: list[Desired], remove: list[Held]) -> None:
+    def _plan(self, address: Address, plan: _Plan) -> None:
         verdict = self._decide(address)
         if isinstance(verdict, Keep):
             self.holdings.leave(address)
             self.conflicts.forget(address)
             return
         held = self.holdings.of(address)
-        # The kernel cannot change prefix length and flags of an address that it has: it must go, and come anew.
         right = [one for one in held if verdict is not None and _fits(one, verdict)]
         self.holdings.settle(address, None if verdict is None else verdict.interface, right=bool(right))
-        remove += [one for one in held if one not in right]
+        for one in held:
+            if one not in right:
+                # The kernel cannot change prefix length and flags of an address that it has: it must go, and come anew.
+                moves = verdict is not None and one.interface != verdict.interface
+                (plan.leave if moves else plan.remove).append(one)
         if verdict is None or held:
             self.conflicts.forget(address)
         if verdict is None:
             return
         if not right:
             if held or self._may_have(verdict):
-                add.append(verdict)
+                plan.add.append(verdict)
             return
         if (right[0].valid_s is None) != (verdict.lifetime_s is None):
-            renew.append(verdict)
+            plan.renew.append(verdict)
         self._tell_neighbours(verdict)
         self._guard(verdict)
         self._listener.announced(verdict, new=False)

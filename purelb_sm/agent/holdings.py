@@ -9,7 +9,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 import structlog
@@ -187,13 +187,23 @@ class Holdings:
         return done
 
     async def renew(self, renewals: Sequence[Wanted]) -> None:
-        """Gives each a whole lifetime again, without a gap."""
+        """Gives each a whole lifetime (another one, or none, as it says), without a gap."""
         answers = await self._apply(renewals, ())
-        for address, failed in answers.items():
+        for renewed in renewals:
+            failed = answers[renewed.address]
             if failed is None:
                 self.counters.renewed += 1
+                self._renewed(renewed)
             else:
-                log.warning("lifetime_not_renewed", address=str(address), error=str(failed))
+                log.warning("lifetime_not_renewed", address=str(renewed.address), error=str(failed))
+
+    def _renewed(self, renewed: Wanted) -> None:
+        where = renewed.address, renewed.interface
+        self._ledger.renewed(*where, renewed.lifetime_s)
+        if held := self.of(renewed.address):
+            self._held[renewed.address] = tuple(
+                replace(one, valid_s=renewed.lifetime_s) if one.interface == renewed.interface else one for one in held
+            )
 
     async def _apply(self, add: Sequence[Wanted], remove: Sequence[Held]) -> dict[Address, NetError | None]:
         if not add and not remove:

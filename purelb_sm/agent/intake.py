@@ -14,6 +14,7 @@ import structlog
 from purelb_sm.domain import names
 from purelb_sm.domain.agent_config import AgentConfig, choose_config
 from purelb_sm.domain.announce import Groups
+from purelb_sm.domain.book import EventNote
 from purelb_sm.domain.groups import Group, Pool, accept_groups, parse_group
 from purelb_sm.domain.views import LeaseView, NodeView, ObjectView, ServiceKey, ServiceView
 from purelb_sm.errors import InvalidGroup
@@ -146,22 +147,23 @@ class GroupReader:
 
 
 class ConfigReader:
-    """The LBNodeAgent of this node, with the same memory. `tell` is told once of each object that cannot be read."""
+    """The LBNodeAgent of this node. It has no such memory: an agent that starts later could not have it, and one node
+    would hold what another has given up. `tell` is told once of each object that cannot be read, or is not used."""
 
-    def __init__(self, tell: Callable[[ObjectView, str], None]) -> None:
-        self._good: AgentConfig | None = None
+    def __init__(self, node: str, tell: Callable[[ObjectView, EventNote], None]) -> None:
+        self._node = node
         self._tell = tell
         self._told: set[tuple[str, str]] = set()
 
     def read(self, views: Iterable[ObjectView], node: NodeView | None) -> AgentConfig | None:
-        """None: it cannot be read, and never could."""
+        """None: the node announces nothing."""
         choice = choose_config(views, node.labels if node else {})
-        told = {(view.name, str(error)) for view, error in choice.problems}
-        for view, error in choice.problems:
-            if (view.name, str(error)) not in self._told:
-                log.warning("lbnodeagent_not_usable", lbnodeagent=view.name, why=str(error))
-                self._tell(view, str(error))
-        self._told = told
-        if choice.config is not None:
-            self._good = choice.config
-        return self._good
+        notes = [(view, EventNote("Warning", "ParseFailed", str(error))) for view, error in choice.problems]
+        unused = f"not used on node {self._node}: LBNodeAgent {choice.used} goes before it"
+        notes += [(view, EventNote("Warning", "ConfigurationWarning", unused)) for view in choice.unused]
+        for view, note in notes:
+            if (view.name, note.message) not in self._told:
+                log.warning("lbnodeagent_not_usable", lbnodeagent=view.name, why=note.message)
+                self._tell(view, note)
+        self._told = {(view.name, note.message) for view, note in notes}
+        return choice.config

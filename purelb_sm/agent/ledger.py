@@ -102,6 +102,13 @@ class Ledger:
             self._on_move()
         return record
 
+    def renewed(self, address: Address, interface: str, valid_s: int | None) -> None:
+        """The kernel was given this lifetime anew. That is no move, but another lifetime than before is reported."""
+        record = self.get(address, interface)
+        if record is not None and record.valid_s != valid_s:
+            record.valid_s = valid_s
+            self._on_move()
+
     def _drop(self, gone: Record) -> None:
         rest = tuple(record for record in self.of(gone.address) if record is not gone)
         if rest:

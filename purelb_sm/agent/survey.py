@@ -29,7 +29,8 @@ def subnets_of(homes: OwnHomes) -> OwnSubnets:
 
 
 async def own_homes(kernel: KernelProtocol, config: AgentConfig, interfaces: Iterable[Interface]) -> OwnHomes:
-    """The subnets of the interfaces that the configuration selects: those of the default routes before the others.
+    """The subnets of the interfaces that the configuration selects: those of the default routes before the others,
+    which come as it prefers them.
 
     Raises NetError.
     """
@@ -39,9 +40,8 @@ async def own_homes(kernel: KernelProtocol, config: AgentConfig, interfaces: Ite
             name = await kernel.default_interface(family)
             if name is not None and name != config.dummy_interface:
                 names[name] = None
-    for interface in interfaces:
-        if interface.mac is not None and config.selects(interface.name):
-            names[interface.name] = None
+    present = [interface.name for interface in interfaces if interface.mac is not None]
+    names |= dict.fromkeys(sorted(filter(config.selects, present), key=config.preference))
     found = await kernel.homes(list(names))
     return tuple((name, home) for name in names for home in found[name])
 

@@ -74,7 +74,8 @@ class Telling:
             self.look_at(key)
 
     def withdrawn(self, address: Address) -> None:
-        self._told.pop(address, None)
+        if all(record.state is not AnnouncementState.PRESENT for record in self._ledger.of(address)):
+            self._told.pop(address, None)
         for key in self._table.services_of(address):
             self.look_at(key)
 

@@ -24,7 +24,7 @@ from purelb_sm.agent.conflicts import Surroundings
 from purelb_sm.agent.ledger import Ledger
 from purelb_sm.agent.survey import OwnHomes, OwnSubnets, own_homes, own_macs, subnets_of
 from purelb_sm.domain.addresses import Address
-from purelb_sm.domain.agent_config import LOCAL_DEFAULT, AgentConfig
+from purelb_sm.domain.agent_config import LOCAL_DEFAULT, AddressConfig, AgentConfig
 from purelb_sm.domain.announce import Announcements, Desired, Keep, Kind, Place, Verdict
 from purelb_sm.net import KernelProtocol, NetError
 
@@ -243,6 +243,9 @@ class Upkeep:
             self.announcer.frames.config = place.config.garp
             self.announcer.conflicts.config = place.config.probe
             self.announcer.conflicts.defends = place.config.garp.enabled
+        if _lifetimes(place.config) != _lifetimes(self._table.place.config):
+            # What is held gets the new ones at once; the next renewal may come after the end of a shorter one.
+            self._next_renewal = float("-inf")
         concerned = self._table.move(place)
         if not self.ready:
             self.ready = True
@@ -265,8 +268,7 @@ class Upkeep:
         if self._hold is not Hold.SAFE:
             self._next_renewal = self._clock() + AFTER_ERROR_S
             return
-        config = self._table.place.config
-        lifetimes = [how.lifetime_s for how in (config.local, config.remote) if how.lifetime_s] if config else []
+        lifetimes = [how.lifetime_s for how in _lifetimes(self._table.place.config) if how.lifetime_s]
         self._next_renewal = self._clock() + min([*lifetimes, FALLBACK_LIFETIME_S]) / 3
         await self.announcer.renew(self.announcer.holdings.addresses(), FALLBACK_LIFETIME_S)
 
@@ -298,3 +300,7 @@ class Upkeep:
         config = self._table.place.config
         lifetime_s = (config.local.lifetime_s if config else None) or FALLBACK_LIFETIME_S
         return max(self._bearings.lease_valid_until(), self._started) + lifetime_s
+
+
+def _lifetimes(config: AgentConfig | None) -> tuple[AddressConfig, ...]:
+    return () if config is None else (config.local, config.remote)

@@ -2,12 +2,14 @@
 
 Reads what PureLB users have: `v2` (localInterface, interfaces, dummyInterface) and `v1` (localint, extlbint), both with
 garpConfig, addressConfig and nodeSelector; and conflictProbe, which is ours. Without an object the defaults hold. Which
-object is a node's is decided by its labels, and alike on every node and after every restart.
+object is a node's is decided by its labels, and alike on every node and after every restart: what was read before an
+edit decides nothing.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -82,15 +84,19 @@ class AgentConfig:
     probe: ProbeConfig = ProbeConfig()
 
     def selects(self, interface: str) -> bool:
-        """Whether local addresses may go on this interface, the one of the default route aside.
+        """Whether local addresses may go on this interface, the one of the default route aside."""
+        return interface != self.dummy_interface and (self._matches(interface) or interface in self.interfaces)
 
-        The regular expression may match anywhere in the name, as in PureLB: anchor it to mean the whole name.
-        """
-        if interface == self.dummy_interface:
-            return False
-        if interface in self.interfaces:
-            return True
-        return self.local_interface != DEFAULT_ROUTE and re.search(self.local_interface, interface) is not None
+    def preference(self, interface: str) -> tuple[int, str]:
+        """Sorts selected interfaces: by name those that the regular expression finds (the kernel's order may be another
+        after the next boot), then those of `interfaces` as they are written there."""
+        if self._matches(interface):
+            return -1, interface
+        return self.interfaces.index(interface), interface
+
+    def _matches(self, interface: str) -> bool:
+        """Anywhere in the name, as in PureLB: who means the whole name anchors the expression."""
+        return not self.wants_default_route and re.search(self.local_interface, interface) is not None
 
     @property
     def wants_default_route(self) -> bool:
@@ -103,6 +109,7 @@ DEFAULT_CONFIG: Final = AgentConfig()
 def parse_agent_config(view: ObjectView) -> AgentConfig:
     """Raises InvalidAgentConfig. `nodeSelector` is read by `parse_selector`."""
     local = _local(view)
+    _no_guard(local)
     return AgentConfig(
         source=view.name,
         local_interface=_pattern(local, ("localInterface", "localint")),
@@ -150,40 +157,50 @@ def parse_selector(view: ObjectView) -> tuple[Requirement, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which LBNodeAgent is a node's. `config` None: the one that is cannot be read, and the node must not guess.
+    """Which LBNodeAgent is a node's. `config` None: the node announces nothing. Either the one that is cannot be read,
+    and the node must not guess; or there are some, and none is for this node.
 
-    `problems` are the objects that cannot be read, that one or others that might have been it, each with why.
+    problems   the objects that cannot be read, that one or others that might have been it, each with why
+    unused     the objects that select the node as `used` does, and come after it
     """
 
     config: AgentConfig | None
     problems: tuple[tuple[ObjectView, InvalidAgentConfig], ...] = ()
+    used: str = ""
+    unused: tuple[ObjectView, ...] = ()
 
 
 def choose_config(views: Iterable[ObjectView], labels: Mapping[str, str]) -> Choice:
     """The LBNodeAgent of the node with these labels: one whose selector names it goes before one for all nodes, then
-    the order of namespace and name; one without `spec.local` is passed over. None at all: the defaults."""
+    the order of namespace and name; one without `spec.local` is passed over. None at all: the defaults. As PureLB's
+    AgentsForNode (pkg/apis/purelb/v2/nodeselect.go)."""
     specific: list[ObjectView] = []
     for_all: list[ObjectView] = []
     problems: list[tuple[ObjectView, InvalidAgentConfig]] = []
+    for_others = False
     for view in sorted(views, key=lambda v: (v.namespace, v.name)):
         try:
             selector = parse_selector(view)
         except InvalidAgentConfig as error:
             problems.append((view, error))
             continue
+        if not isinstance(view.spec, Mapping) or view.spec.get("local") is None:
+            continue
         if not selector:
             for_all.append(view)
         elif all(requirement.holds(labels) for requirement in selector):
             specific.append(view)
-    mine = next(
-        (v for v in specific + for_all if isinstance(v.spec, Mapping) and v.spec.get("local") is not None), None
-    )
-    if mine is None:
-        return Choice(DEFAULT_CONFIG, tuple(problems))
+        else:
+            for_others = True
+    # That one for all comes after one that selects is what the two were written for.
+    found = specific or for_all
+    if not found:
+        return Choice(None if for_others else DEFAULT_CONFIG, tuple(problems))
+    mine, unused = found[0], tuple(found[1:])
     try:
-        return Choice(parse_agent_config(mine), tuple(problems))
+        return Choice(parse_agent_config(mine), tuple(problems), mine.name, unused)
     except InvalidAgentConfig as error:
-        return Choice(None, ((mine, error), *problems))
+        return Choice(None, ((mine, error), *problems), mine.name, unused)
 
 
 def _local(view: ObjectView) -> Mapping[str, Any]:
@@ -196,10 +213,23 @@ def _pattern(local: Mapping[str, Any], names: tuple[str, ...]) -> str:
         return DEFAULT_ROUTE
     text = _text(f"spec.local.{name}", value)
     try:
-        re.compile(text)
-    except (re.error, RecursionError, OverflowError) as error:
+        with warnings.catch_warnings():
+            # PureLB's [[:digit:]] would be read here as a set of other characters, with no more than a warning.
+            warnings.simplefilter("error")
+            re.compile(text)
+    except (re.error, Warning, RecursionError, OverflowError) as error:
         raise InvalidAgentConfig(f"spec.local.{name}", text, f"is not a regular expression: {error}") from None
     return text
+
+
+def _no_guard(local: Mapping[str, Any]) -> None:
+    """PureLB's filter in front of the addresses is not there. A node that cannot filter announces nothing, unless it
+    was told to go on without (`failurePolicy: open`), as in PureLB."""
+    guard = _child("spec.local", local, "addressGuard")
+    if guard and guard.get("failurePolicy") != "open":
+        raise InvalidAgentConfig(
+            "spec.local.addressGuard", guard, "is not supported; failurePolicy: open announces without it"
+        )
 
 
 def _dummy(local: Mapping[str, Any]) -> str:

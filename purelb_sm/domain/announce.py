@@ -129,8 +129,7 @@ class Place:
 
     electorate  the live nodes with their subnets; this node is among them while its own Lease is held
     subnets     this node's own, on interfaces that may take local addresses, in order of preference
-    config      None where its LBNodeAgent cannot be read: then it takes no local address, and leaves remote ones as
-                they are
+    config      None where its LBNodeAgent cannot be read, or none is for it: then it announces nothing
     """
 
     node: str
@@ -280,8 +279,8 @@ class Announcements:
         return found
 
     def decide(self, address: Address) -> Verdict:
-        services = self._services.get(address)
-        if services is None:
+        services, config = self._services.get(address), self.place.config
+        if services is None or config is None:
             return None
         found = self.place.groups.with_address(address)
         if found is None:
@@ -292,9 +291,6 @@ class Announcements:
             return Keep(address, "its endpoints are not known yet", services)
         if local and self.winner(address) != self.place.node:
             return None
-        config = self.place.config
-        if config is None:
-            return Keep(address, "the node's LBNodeAgent cannot be read", services)
         guarded = config.probe.enabled if address.version == 4 else not group.skip_ipv6_dad
         return (
             self._local(address, services, config, guarded) if local else self._remote(address, pool, services, config)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from purelb_sm.domain.agent_config import parse_agent_config, parse_selector
 from purelb_sm.domain.groups import parse_group
 from purelb_sm.domain.views import ObjectView
 from purelb_sm.errors import Invalid
@@ -52,6 +53,21 @@ REFUSED: list[tuple[Resource, dict[str, Any], str]] = [
             {"operator": "Exists", "values": ["b"]},
         )
     ],
+    *[
+        (resource, {"local": {field: text}}, "must be default or a regular expression")
+        for resource, field in (
+            (LB_NODE_AGENTS, "localInterface"),
+            (V1_AGENTS, "localint"),
+            (V1_AGENTS, "localInterface"),
+            (LB_NODE_AGENTS, "localint"),
+        )
+        for text in ("eth[", "(eth0", "*")
+    ],
+    (LB_NODE_AGENTS, {"local": {"localInterface": "e" * 513}}, "may not be more than 512"),
+    *[
+        (LB_NODE_AGENTS, {"local": {"addressGuard": guard}}, "addressGuard is not supported")
+        for guard in ({}, {"mode": "enforce"}, {"mode": "monitor", "failurePolicy": "closed"})
+    ],
     (
         LB_NODE_AGENTS,
         {"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "Is", "values": ["b"]}]}, "local": {}},
@@ -81,6 +97,12 @@ GOOD: list[tuple[Resource, dict[str, Any]]] = [
     (V1_GROUPS, {"local": {"subnet": "fd30::/64", "pool": "fd30::/120", "aggregation": "/128"}}),
     (LB_NODE_AGENTS, {"local": {"addressConfig": {"localInterface": {"validLifetime": 60, "preferredLifetime": 60}}}}),
     (LB_NODE_AGENTS, {"local": {"addressConfig": {"dummyInterface": {"validLifetime": 0, "preferredLifetime": 0}}}}),
+    (LB_NODE_AGENTS, {"local": {"localInterface": "^(eth|enp)[0-9]+(s0)?$"}}),
+    (LB_NODE_AGENTS, {"local": {"addressGuard": {"failurePolicy": "open", "mode": "monitor", "hook": "tcx"}}}),
+    (
+        V1_AGENTS,
+        {"local": {"localint": "eth[01]", "extlbint": "kube-lb0", "sendgarp": True, "garpConfig": {"enabled": True}}},
+    ),
     (
         LB_NODE_AGENTS,
         {
@@ -172,6 +194,33 @@ def test_the_schema_has_the_fields_that_the_allocator_reads_and_no_others(versio
     other = tuple(f"spec.{name}" for name in ("external", "netbox", "local", "remote") if name != kind)
     unread = {path for path in known - asked if not path.startswith(other)}
     assert unread <= {"spec.local.subnet", "spec.local.aggregation"}
+
+
+def read_by_the_agent() -> set[str]:
+    asked: set[str] = set()
+
+    def noted(where: str, *children: str) -> Noted:
+        return Noted(where, asked, {child: noted(f"{where}.{child}") for child in children})
+
+    local = noted("spec.local", "garpConfig", "addressConfig", "addressGuard", "conflictProbe")
+    local["addressConfig"] = noted("spec.local.addressConfig", "localInterface", "dummyInterface")
+    # Were it empty, it would be as if it were not there.
+    local["addressGuard"]["failurePolicy"] = "open"
+    spec = Noted("spec", asked, {"local": local, "nodeSelector": noted("spec.nodeSelector")})
+    view = ObjectView("LBNodeAgent", "purelb.io/v2", NS, "one", "u", "1", 1, None, spec)
+    parse_agent_config(view)
+    parse_selector(view)
+    return asked
+
+
+@pytest.mark.spec("C3")
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_the_schema_has_the_fields_that_the_agents_read_and_no_others(version: str) -> None:
+    known = paths(schema_of("lbnodeagents", version)["properties"]["spec"], "spec")
+    asked = read_by_the_agent()
+    assert asked - known == set()
+    unread = {path for path in known - asked if not path.startswith("spec.nodeSelector.matchExpressions.")}
+    assert unread == {"spec.local.sendgarp"}
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])

@@ -10,6 +10,7 @@ from purelb_sm.domain.agent_config import (
     DEFAULT_CONFIG,
     AddressConfig,
     AgentConfig,
+    Choice,
     GarpConfig,
     choose_config,
     parse_agent_config,
@@ -97,6 +98,18 @@ def test_selected_interfaces(config: AgentConfig, name: str, yes: bool) -> None:
     assert config.selects(name) is yes
 
 
+@pytest.mark.spec("C3")
+def test_interfaces_are_preferred_by_name_where_the_expression_finds_them_and_then_as_they_are_written() -> None:
+    config = AgentConfig(local_interface="^eth", interfaces=("zzz0", "bond0", "eth1"))
+    assert sorted(["bond0", "eth1", "eth0", "zzz0"], key=config.preference) == ["eth0", "eth1", "zzz0", "bond0"]
+
+
+@pytest.mark.spec("C3")
+def test_where_purelb_would_go_on_without_its_guard_so_do_we() -> None:
+    assert parse_agent_config(local(addressGuard={"failurePolicy": "open"})) == AgentConfig("default")
+    assert parse_agent_config(local(addressGuard={})) == AgentConfig("default")
+
+
 @pytest.mark.parametrize(
     ("spec", "field"),
     [
@@ -105,6 +118,12 @@ def test_selected_interfaces(config: AgentConfig, name: str, yes: bool) -> None:
         ({"local": {"localInterface": "eth["}}, "spec.local.localInterface"),
         ({"local": {"localInterface": 7}}, "spec.local.localInterface"),
         ({"local": {"localint": "(?P<a"}}, "spec.local.localint"),
+        ({"local": {"localInterface": "eth[[:digit:]]"}}, "spec.local.localInterface"),
+        ({"local": {"localInterface": "eth(?i)0"}}, "spec.local.localInterface"),
+        ({"local": {"localInterface": "(eth0){99999999999}"}}, "spec.local.localInterface"),
+        ({"local": {"addressGuard": {"mode": "enforce"}}}, "spec.local.addressGuard"),
+        ({"local": {"addressGuard": {"mode": "enforce", "failurePolicy": "closed"}}}, "spec.local.addressGuard"),
+        ({"local": {"addressGuard": "on"}}, "spec.local.addressGuard"),
         ({"local": {"interfaces": "eth0"}}, "spec.local.interfaces"),
         ({"local": {"interfaces": ["eth0", None]}}, "spec.local.interfaces[1]"),
         ({"local": {"interfaces": ["a/b"]}}, "spec.local.interfaces[0]"),
@@ -155,6 +174,28 @@ def test_an_empty_selector_is_for_all_and_names_decide_within_a_kind() -> None:
         chosen = choose_config(order, {}).config
         assert chosen is not None
         assert chosen.source == "aaa"
+
+
+@pytest.mark.spec("C3")
+@pytest.mark.parametrize("extra", [[], ["nothing"]])
+def test_a_node_that_no_object_is_for_announces_nothing(extra: list[str]) -> None:
+    views = [lbna(IN_ZONE_A, "mine"), *[lbna({}, name) for name in extra]]
+    assert choose_config(views, {"zone": "b"}) == Choice(None)
+    assert choose_config(views, {"zone": "a"}).used == "mine"
+    # With one for all beside it that node goes on, whatever its name.
+    chosen = choose_config([*views, lbna({"local": {}}, "zzz")], {"zone": "b"})
+    assert (chosen.used, chosen.unused) == ("zzz", ())
+
+
+@pytest.mark.spec("C3")
+def test_objects_that_say_the_same_node_twice_are_told_and_an_exception_to_the_rule_is_not() -> None:
+    exception, rule = lbna(IN_ZONE_A, "exception"), lbna({"local": {}}, "rule")
+    again, twice = lbna({"local": {}}, "second"), lbna(IN_ZONE_A, "too")
+    nowhere = lbna({"nodeSelector": IN_ZONE_A["nodeSelector"]}, "a-without-local")
+    views = [again, rule, twice, exception, nowhere]
+    in_a, in_b = choose_config(views, {"zone": "a"}), choose_config(views, {"zone": "b"})
+    assert (in_a.used, in_a.unused) == ("exception", (twice,))
+    assert (in_b.used, in_b.unused) == ("rule", (again,))
 
 
 def test_an_object_without_local_is_passed_over() -> None:

@@ -145,7 +145,7 @@ async def test_the_lbnodeagent_decides_interface_lifetime_and_frames(lab: Lab) -
 
 
 async def test_a_node_whose_lbnodeagent_cannot_be_read_says_so_and_takes_no_local_address(lab: Lab) -> None:
-    config(lab, localInterface="eth[")
+    config(lab, localInterface="^eth[[:digit:]]$")
     await lab.start("node1")
     (event,) = await eventually(lambda: lab.cluster.events("ParseFailed"))
     assert (event["type"], event["involvedObject"]["kind"]) == ("Warning", "LBNodeAgent")
@@ -155,6 +155,158 @@ async def test_a_node_whose_lbnodeagent_cannot_be_read_says_so_and_takes_no_loca
     lab.cluster.server.delete("purelb.io/v2", "LBNodeAgent", "default", "purelb-system")
     await lab.held_by(IP, "node1")
     assert await lab.holders(REMOTE) == ["node1"]
+
+
+def label(lab: Lab, node: str, **labels: str) -> None:
+    lab.cluster.server.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node, "labels": labels}})
+
+
+def config_for(lab: Lab, name: str, labels: dict[str, str], **local: Any) -> None:
+    metadata = {"name": name, "namespace": "purelb-system"}
+    spec = {"nodeSelector": {"matchLabels": labels}, "local": local}
+    lab.cluster.server.apply({"apiVersion": "purelb.io/v2", "kind": "LBNodeAgent", "metadata": metadata, "spec": spec})
+
+
+IPS = [f"172.30.250.{number}" for number in range(53, 61)]
+NO_EXPRESSION = "^eth[[:digit:]]$"
+"""An API server takes it, as PureLB does; here it would be read as another set of characters."""
+
+
+@pytest.mark.spec("C3")
+async def test_an_edit_that_one_node_cannot_read_moves_all_it_has_to_the_others_until_it_is_mended(lab: Lab) -> None:
+    label(lab, "node1", rack="a")
+    config_for(lab, "rack-a", {"rack": "a"}, localInterface="default")
+    config(lab, localInterface="default")
+    await lab.start("node1", "node2", "node3")
+    for number, ip in enumerate(IPS):
+        await lab.allocated(f"echo{number}", ip)
+    await lab.allocated("routed", REMOTE, group="routed")
+    before = {ip: await lab.one_holder(ip) for ip in IPS}
+    assert "node1" in before.values()
+    await lab.held_by(REMOTE, "node1", "node2", "node3")
+    kept = [ip for ip, node in before.items() if node != "node1"]
+    others = {name: len(lab.kernels[name].applied) for name in ("node2", "node3")}
+
+    config_for(lab, "rack-a", {"rack": "a"}, localInterface=NO_EXPRESSION)
+    await lab.held_by(REMOTE, "node2", "node3")
+    for ip in IPS:
+        assert await lab.one_holder(ip) in ("node2", "node3")
+    assert not await lab.kernels["node1"].held()
+    assert {ip: await lab.one_holder(ip) for ip in kept} == {ip: before[ip] for ip in kept}
+    for name, asked in others.items():
+        assert not any(removed for _, removed in lab.kernels[name].applied[asked:])
+    (event,) = await eventually(lambda: lab.cluster.events("ParseFailed"))
+    assert (event["involvedObject"]["name"], event["type"]) == ("rack-a", "Warning")
+    assert "spec.local.localInterface" in event["message"]
+    assert NO_EXPRESSION in event["message"]
+
+    config_for(lab, "rack-a", {"rack": "a"}, localInterface="^enp1s0$")
+    await lab.held_by(REMOTE, "node1", "node2", "node3")
+    await eventually(lambda: len(lab.agents["node1"].agent.ledger) == 1 + list(before.values()).count("node1"))
+    assert {ip: await lab.one_holder(ip) for ip in IPS} == before
+
+
+@pytest.mark.spec("C3")
+async def test_a_nodes_labels_decide_at_any_time_whether_it_announces_and_where(lab: Lab) -> None:
+    config_for(lab, "edge", {"role": "edge"}, dummyInterface="ext0")
+    await lab.start("node1", "node2")
+    await lab.allocated("routed", REMOTE, group="routed")
+    await lab.allocated("echo", IP)
+    assert await lab.holders(REMOTE) == await lab.holders(IP) == []
+    label(lab, "node1", role="edge")
+    await lab.held_by(REMOTE, "node1")
+    await lab.held_by(IP, "node1")
+    assert (await lab.agents["node1"].held())[ip_address(REMOTE)].interface == "ext0"
+    label(lab, "node2", role="edge")
+    await lab.held_by(REMOTE, "node1", "node2")
+    label(lab, "node1", role="core")
+    await lab.held_by(REMOTE, "node2")
+    await lab.held_by(IP, "node2")
+
+
+@pytest.mark.spec("C3")
+async def test_of_two_objects_for_one_node_the_second_is_told_that_it_is_not_used(lab: Lab) -> None:
+    config(lab, dummyInterface="ext0")
+    config_for(lab, "another", {}, dummyInterface="ext1")
+    await lab.start("node1")
+    (event,) = await eventually(lambda: lab.cluster.events("ConfigurationWarning"))
+    assert event["involvedObject"]["name"] == "default"
+    assert event["message"] == "not used on node node1: LBNodeAgent another goes before it"
+    await lab.allocated("routed", REMOTE, group="routed")
+    await lab.held_by(REMOTE, "node1")
+    assert (await lab.agents["node1"].held())[ip_address(REMOTE)].interface == "ext1"
+
+
+@pytest.mark.spec("C3")
+async def test_more_interfaces_are_tried_in_the_order_written_and_the_narrower_subnet_goes_first(lab: Lab) -> None:
+    kernel = lab.kernel("node1")
+    kernel.add_interface("eth1", "10.5.0.21/24")
+    kernel.add_interface("eth2", "10.5.0.22/24")
+    kernel.add_interface("eth3", "172.30.250.23/28", "10.5.0.23/24")
+    spec = {"local": {"v4pools": [{"subnet": "10.5.0.0/24", "pool": "10.5.0.100-10.5.0.110"}]}}
+    metadata = {"name": "storage", "namespace": "purelb-system"}
+    lab.cluster.create({"apiVersion": "purelb.io/v2", "kind": "ServiceGroup", "metadata": metadata, "spec": spec})
+    config(lab, interfaces=["missing0", "eth2", "eth1"])
+    (node,) = await lab.start("node1")
+    await lab.allocated("db", "10.5.0.100", group="storage")
+    await lab.allocated("echo", IP)
+    await lab.held_by("10.5.0.100", "node1")
+    await lab.held_by(IP, "node1")
+    assert (await node.held())[ip_address("10.5.0.100")].interface == "eth2"
+    assert (await node.held())[ip_address(IP)].interface == INTERFACE
+    config(lab, interfaces=["eth1", "eth2"])
+    await eventually(lambda: node.agent.ledger.get(ip_address("10.5.0.100"), "eth1"))
+
+
+@pytest.mark.spec("C3", "C4")
+async def test_a_renamed_dummy_interface_gets_what_the_old_one_had_without_a_gap_and_foreign_addresses_stay(
+    lab: Lab,
+) -> None:
+    (node,) = await lab.start("node1")
+    await lab.allocated("routed", REMOTE, "172.31.1.226", group="routed")
+    await eventually(lambda: len(node.agent.ledger) == 2)
+    node.kernel.add_foreign("192.0.2.7/32", "kube-lb0")
+    asked = len(node.kernel.applied)
+    config(lab, dummyInterface="ext0")
+    await eventually(lambda: {r.interface for r in node.agent.ledger} == {"ext0"} and len(node.agent.ledger) == 2)
+    assert {h.interface for h in await node.kernel.held()} == {"ext0"}
+    left = [str(h.address) for h in await node.kernel.addresses() if h.interface == "kube-lb0"]
+    assert left == ["192.0.2.7"]
+    changes = [("add", len(add)) if add else ("remove", len(remove)) for add, remove in node.kernel.applied[asked:]]
+    assert changes == [("add", 2), ("remove", 2)], "there before it leaves"
+
+    def said(*more: str) -> bool:
+        told = lab.cluster.events("AnnouncingNonLocal")
+        where = sorted(e["message"].rsplit(" ", 1)[1] for e in told for _ in range(e.get("count", 1)))
+        return where == ["ext0", "ext0", *more, "kube-lb0", "kube-lb0"]
+
+    await eventually(said, "an Event for each")
+    node.agent.upkeep.returned()
+    await lab.allocated("later", "172.31.1.227", group="routed")
+    await eventually(lambda: said("ext0"), "an Event for the new one, and no other")
+
+
+@pytest.mark.spec("C3", "C15")
+async def test_another_lifetime_is_given_at_once_to_what_is_held_and_reported(lab: Lab) -> None:
+    (node,) = await lab.start("node1")
+    await lab.allocated("echo", IP)
+    await lab.held_by(IP, "node1")
+    for lifetime, expected in ((900, (890, 900)), (60, (50, 60)), (0, None), (300, (290, 300))):
+        config(lab, addressConfig={"localInterface": {"validLifetime": lifetime}})
+
+        async def given(expected: tuple[int, int] | None = expected) -> bool:
+            valid_s = (await node.held())[ip_address(IP)].valid_s
+            return valid_s is None if expected is None else valid_s in range(expected[0], expected[1] + 1)
+
+        await eventually(given, f"a lifetime of {lifetime} s")
+
+        def reported(lifetime: int = lifetime) -> bool:
+            found = (lab.report("node1") or {}).get("addresses", [])
+            return [address.get("validSeconds", 0) for address in found] == [lifetime]
+
+        await eventually(reported, f"a report of {lifetime} s")
+    assert not any(removed for _, removed in node.kernel.applied)
+    assert node.announced(IP) <= 3
 
 
 # Telling the neighbours, the users and the allocator.

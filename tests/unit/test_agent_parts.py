@@ -23,7 +23,7 @@ from purelb_sm.agent.roster import BURY_AFTER_S, Roster
 from purelb_sm.agent.upkeep import Bearings, Upkeep
 from purelb_sm.domain import names
 from purelb_sm.domain.addresses import Address
-from purelb_sm.domain.agent_config import DEFAULT_CONFIG, GarpConfig
+from purelb_sm.domain.agent_config import DEFAULT_CONFIG, AddressConfig, GarpConfig
 from purelb_sm.domain.announce import Announcements, Desired, Groups, Keep, Kind, Place, Verdict
 from purelb_sm.domain.election import Electorate
 from purelb_sm.domain.groups import parse_group
@@ -374,8 +374,8 @@ class Node:
         brand = {names.ALLOCATED_BY: names.BRAND}
         ingress = (Ingress("10.0.0.1"), Ingress("10.9.0.1"))
         table.update(ServiceView(KEY[0], "u", "1", "LoadBalancer", annotations=brand, ingress=ingress))
-        place = Place("a", Electorate({"a": {LAN}}), (("eth0", LAN),), DEFAULT_CONFIG, Groups(groups))
-        bearings = Bearings(lambda: True, lambda: DEFAULT_CONFIG, lambda _: place, lambda: self.lease_until)
+        self.place = Place("a", Electorate({"a": {LAN}}), (("eth0", LAN),), DEFAULT_CONFIG, Groups(groups))
+        bearings = Bearings(lambda: True, lambda: self.place.config, lambda _: self.place, lambda: self.lease_until)
         self.upkeep = Upkeep(
             self.kernel,
             Ledger("a", "i", now),
@@ -446,6 +446,29 @@ def test_strict_a_lease_that_is_back_in_time_costs_nothing() -> None:
         assert node.upkeep.announcer.holdings.counters.vanished == 0
 
     live(play, strict=True)
+
+
+@pytest.mark.spec("C3")
+@pytest.mark.parametrize("lifetime_s", [60, 61, 150, 1000, 100_000])
+def test_lifetimes_are_renewed_when_a_third_is_over_whatever_they_were_before(lifetime_s: int) -> None:
+    """The next renewal was planned for the lifetime that held until the edit: 60 s would have ended before it."""
+    least: list[int] = []
+
+    async def play(node: Node) -> None:
+        await asyncio.sleep(50)
+        how = AddressConfig(lifetime_s, None, noprefixroute=True)
+        node.place = replace(node.place, config=replace(DEFAULT_CONFIG, local=how))
+        node.upkeep.resurvey()
+        await asyncio.sleep(1)
+        for _ in range(600):
+            least.extend(h.valid_s for h in await node.kernel.held() if h.valid_s is not None)
+            await asyncio.sleep(1)
+        assert not any(removed for _, removed in node.kernel.applied)
+        assert node.upkeep.announcer.holdings.counters.vanished == 0
+
+    live(play, strict=False)
+    assert len(least) == 600, "it was never away"
+    assert lifetime_s * 2 // 3 - 1 <= min(least) <= max(least) <= lifetime_s
 
 
 # The burial of Leases.

@@ -193,14 +193,18 @@ def test_a_holder_outside_the_edited_ranges_keeps_what_it_has() -> None:
     assert isinstance(table.decide(ip_address("172.30.250.53")), Keep)
 
 
-def test_without_a_readable_config_local_addresses_are_left_to_others_and_remote_ones_as_they_are() -> None:
-    table = Announcements(place(config=None, live={"a": (), "b": (LAN,)}))
-    table.update(service("l", "172.30.250.53"))
-    assert table.decide(ip_address("172.30.250.53")) is None
+@pytest.mark.spec("C3")
+def test_a_node_that_may_not_announce_has_nothing_and_leaves_local_addresses_to_the_others() -> None:
+    """Neither what it would win, nor what every node has, nor what is in no group any more."""
+    table = Announcements(place(config=None, live={"a": (LAN,), "b": (LAN,)}))
+    for number in range(20):
+        table.update(service(f"l{number}", f"172.30.250.{53 + number}"))
     table.update(service("s", "172.31.1.1"))
-    assert isinstance(table.decide(ip_address("172.31.1.1")), Keep)
-    table.forget(ServiceKey("test", "s"))
-    assert table.decide(ip_address("172.31.1.1")) is None
+    table.update(service("o", "192.0.2.1"))
+    assert {table.decide(address) for address in table.addresses()} == {None}
+    concerned = set(table.move(place(live={"a": (LAN,), "b": (LAN,)})))
+    assert ip_address("172.31.1.1") in concerned
+    assert isinstance(table.decide(ip_address("172.31.1.1")), Desired)
 
 
 class At:

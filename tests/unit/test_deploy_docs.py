@@ -11,6 +11,7 @@ import yaml
 
 from purelb_sm.cli.main import app
 from purelb_sm.cli.settings_page import PREFIX, VERBS, flags, page, variable
+from purelb_sm.domain.agent_config import DEFAULT_CONFIG
 from purelb_sm.settings import AllocatorSettings, ClusterSettings
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,37 @@ def test_every_field_of_a_service_group_is_on_its_page() -> None:
         status = set(parts["status"]["properties"])
         outside = _fields(parts["spec"]["properties"]["external"]) | _fields(parts["spec"]["properties"]["netbox"])
         assert (_fields(parts["spec"]) | status) - (outside - {"announce", "aggregation"}) <= told
+
+
+@pytest.mark.spec("C3")
+def test_every_field_of_an_lbnodeagent_is_on_its_page() -> None:
+    document = yaml.safe_load((ROOT / "deploy" / "crds" / "lbnodeagents.yaml").read_text())
+    page = (ROOT / "docs" / "reference" / "lbnodeagent.md").read_text()
+    told = set(re.findall(r"`([A-Za-z0-9]+)`", page))
+    for version in document["spec"]["versions"]:
+        fields = _fields(version["schema"]["openAPIV3Schema"]["properties"]["spec"])
+        assert "noPrefixRoute" in fields
+        # `failurePolicy` is told with the one value that it may have.
+        assert fields - told <= {"failurePolicy"}
+
+
+def test_the_page_of_the_lbnodeagent_has_the_defaults_of_the_agents() -> None:
+    page = (ROOT / "docs" / "reference" / "lbnodeagent.md").read_text()
+    cells = [line.split("|") for line in page.splitlines() if line.count("|") > 3]
+    rows = {row[1].strip("` "): row[-2].strip() for row in reversed(cells)}
+    garp, both = DEFAULT_CONFIG.garp, (DEFAULT_CONFIG.local, DEFAULT_CONFIG.remote)
+    expected = {
+        "localInterface": f"`{DEFAULT_CONFIG.local_interface}`",
+        "dummyInterface": f"`{DEFAULT_CONFIG.dummy_interface}`",
+        "enabled": f"`{garp.enabled}`".lower(),
+        "initialDelay": f"`{garp.initial_delay_s * 1000:.0f}ms`",
+        "count": f"`{garp.count}`",
+        "interval": f"`{garp.interval_s * 1000:.0f}ms`",
+        "verifyBeforeSend": f"`{garp.verify}`".lower(),
+        "validLifetime": "`{}`; `{}` on the dummy interface".format(*(how.lifetime_s or 0 for how in both)),
+        "noPrefixRoute": "`{}`; `{}` on the dummy interface".format(*(str(how.noprefixroute).lower() for how in both)),
+    }
+    assert {name: rows[name] for name in expected} == expected
 
 
 def test_every_verb_is_on_the_page_of_the_command_line() -> None:

@@ -213,7 +213,7 @@ def _run(rule: Rule, context: cel.Context, path: str, not_run: list[str]) -> Fie
         if "Undefined variable or function" in str(error):
             not_run.append(f"{field or 'object'}: rule {rule.text!r} was not evaluated: {error}")
             return None
-        text = f"rule evaluation error: {error}"
+        text = f"{error} evaluating rule: {rule.message}"
         return FieldError(field or "<nil>", INVALID, f"Invalid value: {text}")
     message = rule.message
     if rule.message_program is not None:
