@@ -133,6 +133,7 @@ def _held_text(held: HeldAddress, waits: str) -> str:
     if len(held.members) > 1:
         parts.append(f"shared by {', '.join(map(str, held.members))}")
     parts += [f"{a.state.value} on {a.node} {a.interface}" for a in held.announcements]
+    parts += [f"failed on {f.node} since {show(f.since)}: {f.reason}" for f in held.failures]
     if held.quarantined_until:
         parts.append(f"kept for it until {show(held.quarantined_until)}")
     if waits:
@@ -180,5 +181,6 @@ def _held_record(held: HeldAddress, waits: str) -> dict[str, Any]:
         "quarantinedUntil": held.quarantined_until.isoformat() if held.quarantined_until else None,
         "members": [str(member) for member in held.members],
         "nodes": [{"node": a.node, "interface": a.interface, "state": a.state.value} for a in held.announcements],
+        "failures": [{"node": f.node, "since": f.since.isoformat(), "reason": f.reason} for f in held.failures],
         "waitsFor": waits,
     }

@@ -51,7 +51,21 @@ def publish_allocated(
     # Servers that know no ipMode mean VIP by it.
     shown = [(entry.ip, entry.hostname, entry.ip_mode or "VIP") for entry in view.ingress]
     ingress_differs = [(str(a), "", "VIP") for a in addresses] != shown
+    changed |= _announcing_others(view, addresses) if ingress_differs else {}
     return _difference(view, tuple(addresses) if ingress_differs else None, changed, _with(view.conditions, condition))
+
+
+def _announcing_others(view: ServiceView, addresses: Sequence[Address]) -> dict[str, str | None]:
+    """What says who announces goes with the addresses it was about: of one address of a family it names the node only,
+    and would pass for the new one's, which no node has announced yet."""
+    before = shown_addresses(view)
+    return {
+        annotation: None
+        for annotation, version in ((names.ANNOUNCING_V4, 4), (names.ANNOUNCING_V6, 6))
+        if annotation in view.annotations
+        and any(a.version == version for a in before)
+        and not any(a.version == version and a in addresses for a in before)
+    }
 
 
 def publish_refused(view: ServiceView, condition: Condition) -> Publication | None:

@@ -14,7 +14,7 @@ from sqlalchemy import bindparam, case, func, select
 
 from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.book import BookedAllocation, BookedAnnouncement, Releasing
-from purelb_sm.domain.states import AllocationState, ServiceState
+from purelb_sm.domain.states import AllocationState, AnnouncementState, ServiceState
 from purelb_sm.domain.views import ServiceKey
 from purelb_sm.models import Allocation, Announcement, History, Membership, Service, table
 from purelb_sm.store.engine import Db
@@ -46,6 +46,16 @@ _ANNOUNCED = (
     select(_N)
     .where(_N.c.allocation_id.in_(bindparam("ids", expanding=True)), _N.c.until_at.is_(None))
     .order_by(_N.c.node, _N.c.interface)
+)
+_SAID_LAST = (
+    select(func.max(_H.c.seq))
+    .where(_H.c.kind == literal("announcement"), _H.c.address.in_(bindparam("addresses", expanding=True)))
+    .group_by(_H.c.address, _H.c.node)
+)
+_FAILED = (
+    select(_H.c.address, _H.c.node, _H.c.at, _H.c.reason)
+    .where(_H.c.seq.in_(_SAID_LAST), _H.c.to_state == literal(AnnouncementState.FAILED.value))
+    .order_by(_H.c.node)
 )
 _LAST = (
     select(_H.c.seq, _H.c.at, _H.c.kind, _H.c.trigger, _H.c.to_state, _H.c.address, _H.c.reason)
@@ -84,10 +94,20 @@ class AskedService:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """A node that should announce an address, and whose last word of it is that it cannot."""
+
+    node: str
+    since: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class HeldAddress:
     """An address of this Service, or one on its way back that is kept for it.
 
-    `members`: the Services that have it now; `releasing` says what its release may wait for, where it is on its way.
+    `members`: the Services that have it now; `failures`: the nodes that cannot announce it, and why; `releasing` says
+    what its release may wait for, where it is on its way.
     """
 
     address: Address
@@ -97,6 +117,7 @@ class HeldAddress:
     quarantined_until: datetime | None
     members: tuple[ServiceKey, ...]
     announcements: tuple[BookedAnnouncement, ...]
+    failures: tuple[Failure, ...] = ()
     releasing: Releasing | None = None
 
 
@@ -159,13 +180,28 @@ def _addresses(db: Db, rows: Sequence[Any]) -> tuple[HeldAddress, ...]:
     address_of = {row.id: row.address for row in rows}
     for row in db.rows(_ANNOUNCED, {"ids": numbers}):
         announced.setdefault(row.allocation_id, []).append(_announcement(row, address_of[row.allocation_id]))
+    failed: dict[str, list[Failure]] = {}
+    for row in db.rows(_FAILED, {"addresses": [row.address_text for row in rows]}):
+        failed.setdefault(row.address, []).append(Failure(row.node, row.at, row.reason))
     return tuple(
-        _held(row, ever.get(row.id, ()), now.get(row.id, ()), tuple(announced.get(row.id, ()))) for row in rows
+        _held(
+            row,
+            ever.get(row.id, ()),
+            now.get(row.id, ()),
+            tuple(announced.get(row.id, ())),
+            # What was before it was held was about somebody else's.
+            tuple(one for one in failed.get(row.address_text, ()) if one.since >= row.held_at),
+        )
+        for row in rows
     )
 
 
 def _held(
-    row: Any, ever: Sequence[ServiceKey], now: Sequence[ServiceKey], announced: tuple[BookedAnnouncement, ...]
+    row: Any,
+    ever: Sequence[ServiceKey],
+    now: Sequence[ServiceKey],
+    announced: tuple[BookedAnnouncement, ...],
+    failed: tuple[Failure, ...],
 ) -> HeldAddress:
     releasing = None
     if row.state is AllocationState.RELEASING:
@@ -179,6 +215,7 @@ def _held(
         row.quarantined_until,
         tuple(now),
         announced,
+        failed,
         releasing,
     )
 

@@ -7,11 +7,12 @@ import errno
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,15 @@ from purelb_sm.net import (
     Kernel,
     KernelRefused,
     NetError,
+    Sighting,
     Wanted,
+    conflicts,
     monitor,
 )
 from purelb_sm.net import rtnetlink as nl
 from purelb_sm.net.addresses import add_request
+from purelb_sm.net.conflicts import Heard, heard
+from purelb_sm.net.neighbours import ARP_REQUEST, gratuitous_arp, unsolicited_na
 from purelb_sm.net.ownership import ADDRESS_PROTOCOL
 from purelb_sm.sandbox.cluster import Cluster, namespace
 from purelb_sm.sandbox.cluster.layout import CLIENT, CLIENT_INTERFACE, NODE_INTERFACE
@@ -235,6 +240,67 @@ async def test_an_address_that_moves_and_is_announced_answers_from_the_new_node(
         client = cluster.namespace_of(CLIENT)
         await until(lambda: mac in ip(client, "neigh", "show", str(address)))
         assert await cluster.fetch(address, 80, 10) == "node2\n"
+
+
+@pytest.mark.spec("C20")
+@pytest.mark.parametrize("address", [V4, V6])
+async def test_a_probe_asks_everybody_and_changes_nobodys_entry(
+    cluster: Cluster, kernel: Kernel, address: IPAddress
+) -> None:
+    known, client = "02:00:00:00:00:99", cluster.namespace_of(CLIENT)
+    ip(client, "neigh", "replace", str(address), "lladdr", known, "dev", CLIENT_INTERFACE, "nud", "stale")
+    async with cluster.sniff() as sniffer:
+        for _ in range(3):
+            assert kernel.probe(address, NODE_INTERFACE)
+        seen = await sniffer.wait_for(lambda all_: sum(s.asked == address for s in all_) >= 3, 10)
+    mine = [one for one in seen if one.asked == address]
+    assert {one.mac for one in mine} == {await cluster.mac("node1")}
+    if address.version == 4:
+        assert {(one.kind, int(one.address)) for one in mine} == {("arp-request", 0)}
+    else:
+        assert {(one.kind, any(one.frame[22:38])) for one in mine} == {("neighbor-solicitation", False)}
+    assert known in ip(client, "neigh", "show", str(address))
+
+
+@pytest.mark.spec("C20")
+async def test_what_a_busy_link_says_of_other_addresses_wakes_nobody(
+    cluster: Cluster, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[bytes] = []
+    told: list[Sighting] = []
+
+    def counted(frame: bytes) -> Heard | None:
+        read.append(frame)
+        return heard(frame)
+
+    monkeypatch.setattr(conflicts, "heard", counted)
+    kernel.on_sighting(told.append)
+    kernel.listen([V4, V4 + 1, V6, V6 + 1], NODE_INTERFACE)
+    mac = bytes.fromhex("020000000099")
+    with closing(cluster.open_socket(CLIENT)(socket.AF_PACKET, socket.SOCK_RAW, 0)) as talker:
+        talker.bind((CLIENT_INTERFACE, 0))
+        for turn in range(500):
+            talker.send(gratuitous_arp(mac, IPv4Address("172.30.250.128") + turn % 100, ARP_REQUEST))
+            talker.send(unsolicited_na(mac, IPv6Address("fd30:250:1::") + turn))
+            talker.send(unsolicited_na(mac, IPv6Address("fd30:250::9:0:0") + turn))
+        talker.send(gratuitous_arp(mac, IPv4Address(str(V4)), ARP_REQUEST))
+        talker.send(unsolicited_na(mac, IPv6Address(str(V6))))
+    await until(lambda: {one.address for one in told} == {V4, V6})
+    assert {one.mac for one in told} == {mac}
+    assert len(read) <= 10, "the kernel has kept the rest away"
+
+
+async def test_who_listens_no_more_leaves_no_socket(cluster: Cluster, kernel: Kernel) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    assert cluster.nodes
+    for _ in range(5):
+        kernel.listen([V4, V6], NODE_INTERFACE)
+        assert len(os.listdir("/proc/self/fd")) == before + 2
+        kernel.stop_listening([V4, V6], NODE_INTERFACE)
+    assert len(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(InterfaceUnsuitable):
+        kernel.listen([V4], "lo")
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 async def test_frames_need_an_ethernet(kernel: Kernel) -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from purelb_sm.cli.main import app
 from purelb_sm.domain.book import Allocate, Hold, Join, Observe, Plan, Refuse
 from purelb_sm.domain.remedies import REMEDIES, remedy
+from purelb_sm.domain.states import AnnouncementState, AnnouncementTrigger
 from purelb_sm.domain.views import Port, ServiceKey
 from purelb_sm.errors import InvalidGroup, Reason
 from tests.support.book import DNS, HTTP, WEB, Agent, Desk
@@ -79,6 +80,23 @@ def test_one_that_nobody_announces_is_told_what_would_change_that(desk: Desk) ->
     assert (found["state"], found["addresses"][0]["nodes"]) == ("allocated", [])
     assert "no node announces" in found["why"]
     assert "running agent" in found["changes"]
+
+
+@pytest.mark.spec("B3", "C20")
+def test_a_node_that_cannot_announce_it_is_named_with_its_reason_until_it_can(desk: Desk) -> None:
+    desk.allocate(WEB, "10.0.0.3")
+    where = ("10.0.0.3", "enp1s0")
+    said = "AddressConflict: 10.0.0.3 is used by 02:f0:00:00:00:01 on the link of enp1s0"
+    node = Agent("node3", started_at=desk.now)
+    node.move(AnnouncementTrigger.ADD, AnnouncementState.ADDING, *where)
+    node.move(AnnouncementTrigger.FAIL, AnnouncementState.FAILED, *where, reason=said)
+    desk.report(node.report())
+    (address,) = explained(desk.url)["addresses"]
+    (failure,) = address["failures"]
+    assert (failure["node"], failure["reason"]) == ("node3", said)
+    assert f"failed on node3 since {failure['since'][:10]}" in purelb(desk.url, "explain", "shop/web").stdout
+    desk.report(node.add(*where).report())
+    assert explained(desk.url)["addresses"][0]["failures"] == []
 
 
 @pytest.mark.spec("B3")

@@ -110,19 +110,20 @@ class Agent:
         address: str = "10.0.0.1",
         interface: str = "eth0",
         valid_s: int | None = 300,
+        reason: str = "",
     ) -> Agent:
         at = self.started_at + timedelta(seconds=len(self.moves))
         before = self.shown.get((address, interface))
         ip = ip_address(address)
         self.moves.append(
             ReportedTransition(
-                len(self.moves) + 1, at, ip, interface, 24, trigger, before.state if before else None, dest
+                len(self.moves) + 1, at, ip, interface, 24, trigger, before.state if before else None, dest, reason
             )
         )
         if dest is AnnouncementState.ABSENT:
             self.shown.pop((address, interface), None)
         else:
-            self.shown[(address, interface)] = ReportedAddress(ip, interface, 24, dest, at, valid_s)
+            self.shown[(address, interface)] = ReportedAddress(ip, interface, 24, dest, at, valid_s, reason)
         return self
 
     def add(self, address: str = "10.0.0.1", interface: str = "eth0", valid_s: int | None = 300) -> Agent:

@@ -176,6 +176,32 @@ def test_the_write_of_an_allocation_leaves_the_condition_as_it_is() -> None:
     assert verdict(taken(view, publication, "12"))[0] == "True"
 
 
+@pytest.mark.spec("C9", "C20")
+@pytest.mark.parametrize(
+    ("before", "now", "gone"),
+    [
+        ((V4,), (OTHER,), {names.ANNOUNCING_V4}),
+        ((V4, V6), (OTHER, V6), {names.ANNOUNCING_V4}),
+        ((V4, V6), (V4, "fd30:250::54"), {names.ANNOUNCING_V6}),
+        ((V4,), (V4, OTHER), set()),
+        ((V4, OTHER), (OTHER,), set()),
+        ((), (V4,), set()),
+        ((V4,), (V4,), set()),
+    ],
+)
+def test_who_announced_the_old_address_is_not_said_of_the_new_one(
+    before: tuple[str, ...], now: tuple[str, ...], gone: set[str]
+) -> None:
+    view = shown(*before)
+    text = {names.ANNOUNCING_V4: "node3, enp1s0", names.ANNOUNCING_V6: "node3, enp1s0"}
+    view = replace(view, annotations={**view.annotations, **text})
+    publication = publish_allocated(
+        view, addresses(*now), "default", "local", condition_allocated(view, addresses(*now), "default", NOW)
+    )
+    changed = publication.annotations if publication else {}
+    assert {name for name, value in changed.items() if value is None} == gone
+
+
 @pytest.mark.spec("C16", "A18")
 def test_the_condition_goes_with_the_address() -> None:
     view = shown(V4)
