@@ -154,6 +154,7 @@ class Agent:
         self.watches.leases.on_change(self._lease_changed)
         self.liveness.on_change(self._live_nodes_changed)
         self.heartbeats.listener = heartbeats.Listener(self.upkeep.move, self._counted_again, self.upkeep.wake)
+        self.lease.on_return(self._server_returned)
 
     def _service_changed(self, change: Change, old: ServiceView | None, new: ServiceView | None) -> None:
         view = new or old
@@ -221,6 +222,11 @@ class Agent:
         """Others may have suspected this node, and answered for what it holds."""
         if self.upkeep.ready:
             self.upkeep.returned()
+
+    def _server_returned(self) -> None:
+        """Its Lease is renewed every few seconds, so it is the first to know; the watches need not wait any longer."""
+        for reflector in self.watches.all():
+            reflector.hasten()
 
     def _configure(self) -> None:
         self._configured = True

@@ -34,12 +34,15 @@ class _Series:
 class Frames:
     """One series of frames per address and interface, each ended as soon as the address is not ours any more.
 
-    Run `run()` as a task; what is not `async` may be called at any time.
+    Run `run()` as a task; what is not `async` may be called at any time. `counted` tells whether the others count on
+    this node. While they do not, another may answer, and nothing is sent: an agent that was stopped for a while would
+    draw the traffic away before it has heard what happened meanwhile. Whoever is counted again tells everything again.
     """
 
     def __init__(self, kernel: KernelProtocol, still_ours: Callable[[Where], bool]) -> None:
         self.sent = 0
         self.config = GarpConfig()
+        self.counted: Callable[[], bool] = lambda: True
         self._kernel = kernel
         self._still_ours = still_ours
         self._series: dict[Where, _Series] = {}
@@ -74,6 +77,10 @@ class Frames:
 
     async def _send(self, series: _Series) -> None:
         address, interface = series.where
+        if not self.counted():
+            log.info("not_told_while_not_counted", address=str(address), interface=interface)
+            self.stop(series.where)
+            return
         verify = series.config.verify
         try:
             self.sent += await self._kernel.announce(

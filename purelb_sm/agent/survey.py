@@ -32,7 +32,8 @@ async def own_homes(kernel: KernelProtocol, config: AgentConfig, interfaces: Ite
     """The subnets of the interfaces that the configuration selects: those of the default routes before the others,
     which come as it prefers them.
 
-    Raises NetError.
+    An interface whose link is down has none: nobody on it could be answered, so another node has to, and the Lease is
+    to say so. The kernel keeps IPv4 addresses and routes there. Raises NetError.
     """
     names: dict[str, None] = {}
     if config.wants_default_route:
@@ -42,6 +43,8 @@ async def own_homes(kernel: KernelProtocol, config: AgentConfig, interfaces: Ite
                 names[name] = None
     present = [interface.name for interface in interfaces if interface.mac is not None]
     names |= dict.fromkeys(sorted(filter(config.selects, present), key=config.preference))
+    dead = {interface.name for interface in interfaces if not (interface.up and interface.carrier)}
+    names = {name: None for name in names if name not in dead}
     found = await kernel.homes(list(names))
     return tuple((name, home) for name in names for home in found[name])
 

@@ -86,6 +86,7 @@ class Upkeep:
         around: Surroundings,
     ) -> None:
         self.announcer = Announcer(kernel, ledger, self.decide, listener, clock, around, self.touch)
+        self.announcer.frames.counted = lambda: clock() < bearings.lease_valid_until()
         self.homes: OwnHomes = ()
         self.subnets: OwnSubnets = ()
         self.macs: tuple[bytes, ...] = ()

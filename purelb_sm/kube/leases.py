@@ -260,6 +260,8 @@ class HeldLease:
         self._path = LEASES.path(self._name, namespace)
         self._duration_s = duration_s
         self._renew_s = renew_s
+        # An API server that takes seconds for an answer must not look like one that is away.
+        self._patience_s = max(renew_s, duration_s / 3)
         self._annotations: dict[str, str | None] = dict(annotations or {})
         self._clock = clock
         self._now = now
@@ -267,6 +269,7 @@ class HeldLease:
         self._acquired = ""
         self._version = ""
         self._failing = False
+        self._on_return: Callable[[], None] = lambda: None
         self._wake = asyncio.Event()
         self.valid_until = float("-inf")
         self._log = log.bind(lease=self._name)
@@ -275,6 +278,10 @@ class HeldLease:
     def valid(self) -> bool:
         """Whether the others still count on us, as far as we can know: by the monotonic clock, at this moment."""
         return self._clock() < self.valid_until
+
+    def on_return(self, callback: Callable[[], None]) -> None:
+        """`callback()` when a renewal is taken after others were not: the API server answers again."""
+        self._on_return = callback
 
     def set_annotations(self, annotations: Mapping[str, str | None]) -> None:
         """What the Lease is to carry from now on, and with None what it is not to, be it an earlier incarnation's. A
@@ -307,18 +314,19 @@ class HeldLease:
                 self._log.warning("lease_not_renewed", error=str(error))
             self._failing = True
             return False
-        if self._failing:
-            self._log.info("lease_renewed_again")
-        self._failing = False
+        returned, self._failing = self._failing, False
         self._version = version_of(written)
         self.valid_until = started + self._duration_s
+        if returned:
+            self._log.info("lease_renewed_again")
+            self._on_return()
         return True
 
     async def _write(self) -> bytes:
         body = self._body()
         try:
             return await self._client.request(
-                "PATCH", self._path, body=body, content_type=MERGE_PATCH, timeout_s=self._renew_s
+                "PATCH", self._path, body=body, content_type=MERGE_PATCH, timeout_s=self._patience_s
             )
         except NotFound:
             body |= {"apiVersion": _API_VERSION, "kind": LEASES.kind}
@@ -327,7 +335,7 @@ class HeldLease:
                 "annotations": {k: v for k, v in self._annotations.items() if v is not None},
             }
             body["metadata"] = metadata
-            return await self._client.request("POST", self._collection, body=body, timeout_s=self._renew_s)
+            return await self._client.request("POST", self._collection, body=body, timeout_s=self._patience_s)
 
     def _body(self) -> dict[str, Any]:
         renewed = micro_time(self._now())

@@ -45,6 +45,8 @@ SETTLED_S: Final = 5.0
 FIRST_DELAY_S: Final = 0.2
 LAST_DELAY_S: Final = 30.0
 PROGRESS_DELAY_S: Final = 1.0
+HASTE_S: Final = 1.0
+"""Within this time a reflector that was told that the server answers again tries it, not all in the same moment."""
 STUCK_AFTER: Final = 3
 """After so many lines in a row that were no events, without a step forward, list again."""
 
@@ -128,6 +130,7 @@ class Reflector(Generic[K, V]):
         self._delay_s = 0.0
         self._stuck = 0
         self._failing = False
+        self._hastened = asyncio.Event()
         self._log = log.bind(kind=kind.resource.kind)
         self._cache = Cache(kind, keep, self._log)
 
@@ -182,6 +185,11 @@ class Reflector(Generic[K, V]):
         writes that were conditional on the cached version, else another's change could pass unseen.
         """
         self._cache.absorb(view)
+
+    def hasten(self) -> None:
+        """The server answers again, somebody else has seen it: a long pause after failures is over. Not one that the
+        server asked for."""
+        self._hastened.set()
 
     # The loop.
 
@@ -238,7 +246,24 @@ class Reflector(Generic[K, V]):
             return
         limit_s = PROGRESS_DELAY_S if progressed else LAST_DELAY_S
         self._delay_s = min(limit_s, max(FIRST_DELAY_S, self._delay_s * 2))
-        await self._sleep(max(wait_s * self._rng.uniform(1.0, 1.2), self._delay_s * self._rng.uniform(0.8, 1.2)))
+        if wait_s > 0.0:
+            await self._sleep(max(wait_s * self._rng.uniform(1.0, 1.2), self._delay_s * self._rng.uniform(0.8, 1.2)))
+        else:
+            await self._rest(self._delay_s * self._rng.uniform(0.8, 1.2))
+
+    async def _rest(self, pause_s: float) -> None:
+        """A pause that `hasten` ends."""
+        self._hastened.clear()
+        hastened = asyncio.ensure_future(self._hastened.wait())
+        resting = asyncio.ensure_future(self._sleep(pause_s))
+        try:
+            await asyncio.wait({hastened, resting}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hastened.cancel()
+            resting.cancel()
+        if hastened.done() and pause_s > HASTE_S:
+            self._delay_s = 0.0
+            await self._sleep(self._rng.uniform(0.0, HASTE_S))
 
     # Listing.
 

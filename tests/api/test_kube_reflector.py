@@ -13,7 +13,7 @@ import pytest
 from purelb_sm.domain.views import ServiceKey, ServiceView
 from purelb_sm.kube.client import KubeClient
 from purelb_sm.kube.objects import NODE, SERVICE, decode_service
-from purelb_sm.kube.reflector import Change, Reflector, is_older
+from purelb_sm.kube.reflector import HASTE_S, Change, Reflector, is_older
 from tests.support.kube_faults import Exchange, FakeClock, FaultServer, listing, service, status_object, until
 
 Handler = Callable[[Exchange], Awaitable[None]]
@@ -542,6 +542,45 @@ async def test_retry_after_is_kept() -> None:
     async with reflecting(handler, clock) as (server, _, _seen):
         await until(lambda: len(server.requests) >= 4)
     assert all(90 <= slept <= 108 for slept in clock.slept)
+
+
+@pytest.mark.spec("C14", "E2")
+@pytest.mark.parametrize("asked_to_wait", [False, True])
+async def test_told_that_the_server_answers_again_it_waits_no_longer_unless_the_server_asked_it_to(
+    asked_to_wait: bool,
+) -> None:
+    away = True
+    long_pauses = 0
+
+    async def handler(exchange: Exchange) -> None:
+        if not away and not await listed(exchange):
+            await watch_for_ever(exchange)
+        elif away and asked_to_wait:
+            await exchange.refuse(503, "ServiceUnavailable", Retry_After="60")
+        elif away:
+            exchange.abort()
+
+    async def sleep(pause_s: float) -> None:
+        nonlocal long_pauses
+        if pause_s > HASTE_S:
+            long_pauses += 1
+            await asyncio.Event().wait()
+
+    async with FaultServer(handler) as server, KubeClient.at(server.url, timeout_s=5) as client:
+        reflector: Services = Reflector(client, SERVICE, sleep=sleep)
+        task = asyncio.create_task(reflector.run())
+        await until(lambda: long_pauses)
+        away = False
+        before = len(server.requests)
+        reflector.hasten()
+        if asked_to_wait:
+            await asyncio.sleep(0.1)
+            assert len(server.requests) == before
+        else:
+            await until(reflector.synced.is_set)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 async def test_a_watch_that_is_cut_young_but_brings_news_is_soon_opened_again() -> None:

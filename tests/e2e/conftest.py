@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=why))
 
 
+def placed(options: Options, folder: Path, kubeconfig: str | None) -> Options:
+    """The options of a sandbox in a place of its own in `folder`, with network namespaces of its own."""
+    number = next(_count)
+    return replace(
+        options,
+        directory=options.directory or folder / f"sandbox{number}",
+        prefix=options.prefix or f"e{os.getpid() % 100_000}x{number}",
+        kubeconfig=Path(kubeconfig) if kubeconfig else options.kubeconfig,
+        handle_sigterm=False,
+    )
+
+
+FAILED = pytest.StashKey[bool]()
+"""Whether the test has failed: what several tests share is then made anew for the next one."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
+    return report
+
+
 @pytest.fixture
 async def start_sandbox(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Start]:
     """Starts sandboxes with the options given; their logs stay in the test's directory, and they end with the test."""
@@ -37,15 +60,7 @@ async def start_sandbox(request: pytest.FixtureRequest, tmp_path: Path) -> Async
         real = request.config.getoption("--kubeconfig")
 
         async def start(options: Options) -> Sandbox:
-            number = next(_count)
-            options = replace(
-                options,
-                directory=options.directory or tmp_path / f"sandbox{number}",
-                prefix=options.prefix or f"e{os.getpid() % 100_000}x{number}",
-                kubeconfig=Path(real) if real else options.kubeconfig,
-                handle_sigterm=False,
-            )
-            return await stack.enter_async_context(Sandbox(options))
+            return await stack.enter_async_context(Sandbox(placed(options, tmp_path, real)))
 
         yield start
 

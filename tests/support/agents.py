@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from ipaddress import ip_address
 from typing import Any
 
@@ -14,6 +15,7 @@ from purelb_sm.agent.agent import Agent
 from purelb_sm.domain import names
 from purelb_sm.domain.addresses import Address
 from purelb_sm.kube.client import MERGE_PATCH, KubeClient
+from purelb_sm.kube.wire import utc_now
 from purelb_sm.net import Held
 from purelb_sm.net.fake import FakeKernel
 from purelb_sm.settings import AgentSettings
@@ -91,6 +93,8 @@ class Lab:
     kernels: dict[str, FakeKernel] = field(default_factory=dict)
     agents: dict[str, RunningAgent] = field(default_factory=dict)
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+    times_of_day: dict[str, Callable[[], datetime]] = field(default_factory=dict)
+    """The wall clocks of nodes that have one of their own."""
 
     def kernel(self, name: str) -> FakeKernel:
         if name not in self.kernels:
@@ -105,7 +109,7 @@ class Lab:
                 self.cluster.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
             client = await self.stack.enter_async_context(KubeClient.at(self.cluster.url, timeout_s=5.0))
             values = {**QUICK, "node_name": name, "web_port": 0, **settings}
-            agent = Agent(AgentSettings(**values), client, self.kernel(name))
+            agent = Agent(AgentSettings(**values), client, self.kernel(name), now=self.times_of_day.get(name, utc_now))
             running = RunningAgent(name, agent, self.kernel(name), asyncio.create_task(agent.run()))
             self.stack.push_async_callback(running.kill)
             self.agents[name] = running

@@ -281,7 +281,7 @@ def report(record: Record, violations: Sequence[Violation], now: float) -> str:
 
 def _accusation(one: Violation, begun: float) -> str:
     since, until = (at - begun for at in one.region)
-    lasted = f" for {one.lasted_s:.2f} s (bound {one.bound_s:g} s)" if one.bound_s else ""
+    lasted = f" for {one.lasted_s:.2f} s (bound {one.bound_s:g} s)" if one.lasted_s else ""
     return f"VIOLATED: {one.about}: {one.what}{lasted}, +{since:.3f} to +{until:.3f}"
 
 
@@ -301,9 +301,14 @@ def _story(record: Record, address: Address) -> list[tuple[float, str]]:
 
 
 def _answering(record: Record, address: Address) -> Iterator[tuple[float, str]]:
-    """Only where the answers come from another node than before."""
-    before = ""
+    """Where others answer than before."""
+    asks, before = record.asks[address], ""
+    rounds: dict[int, list[Told]] = defaultdict(list)
     for one in record.told[address]:
-        if one.asked and one.node != before:
-            before = one.node
-            yield one.at, f"{one.node} answers"
+        if one.asked:
+            rounds[bisect_right(asks, one.at)].append(one)
+    for told in rounds.values():
+        who = " and ".join(sorted({one.node for one in told}))
+        if who != before:
+            before = who
+            yield told[-1].at, f"{who} answer{'' if ' ' in who else 's'}"

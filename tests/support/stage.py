@@ -17,6 +17,7 @@ from purelb_sm.domain.addresses import Address
 from purelb_sm.kube.client import MERGE_PATCH
 from purelb_sm.kube.resources import LEASES, NODE_ANNOUNCEMENTS, SERVICES
 from purelb_sm.sandbox.launcher import Sandbox
+from purelb_sm.sandbox.launcher.product import AGENT_WEB
 from tests.support.invariants import Bounds
 from tests.support.watcher import Watcher
 
@@ -101,6 +102,30 @@ class Stage:
         await self.sandbox.power_on(node)
         self.watcher.count(node)
         self.watcher.guard(node)
+
+    async def ready(self, node: str) -> bool:
+        """What the kubelet is told when it asks whether the agent is ready."""
+        try:
+            await self.cluster.fetch(*AGENT_WEB, place=node, path="/readyz")
+        except (OSError, TimeoutError):
+            return False
+        return True
+
+    async def all_ready(self) -> None:
+        async def so() -> bool:
+            return all([await self.ready(node) for node in self.cluster.nodes])
+
+        await self.sandbox.until("every agent to be ready", so, 40.0)
+
+    async def tidy(self) -> None:
+        """All Services deleted, and everything of ours gone from every kernel."""
+        await self.deleted(*list(self._shown))
+
+        async def so() -> bool:
+            tables = [await self.cluster.addresses(node) for node in self.cluster.nodes]
+            return not any(held.mine for table in tables for held in table)
+
+        await self.sandbox.until("nothing of ours on any node", so)
 
     # What there is to see.
 

@@ -366,7 +366,7 @@ class Watcher:
             node = self._macs.get(sighting.mac)
             if node is None or sighting.kind == "neighbor-solicitation":
                 continue
-            if for_us or sighting.gratuitous:
+            if (for_us and sighting.address in self.record.wishes) or sighting.gratuitous:
                 self.record.told[sighting.address].append(Told(sighting.at, node, asked=for_us))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
+from functools import partial
 from ipaddress import ip_address
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +17,7 @@ from purelb_sm.domain import names
 from purelb_sm.domain.reports import parse_report
 from purelb_sm.domain.views import ObjectView
 from purelb_sm.kube.client import MERGE_PATCH
+from purelb_sm.kube.wire import utc_now
 from purelb_sm.net import KernelRefused
 from purelb_sm.sandbox.apiserver import Fault
 from tests.support.agents import INTERFACE, Lab, RunningAgent, a_lab, node_kernel
@@ -569,6 +572,20 @@ async def test_a_link_that_flaps_gets_its_ipv6_address_back(lab: Lab) -> None:
     assert await lab.holders(IP) == ["node1"]
 
 
+@pytest.mark.spec("C2", "C12")
+async def test_a_node_whose_link_is_dead_is_in_no_subnet_and_another_answers_until_it_is_back(lab: Lab) -> None:
+    """The kernel keeps addresses and routes of a link without a carrier, and nobody would be answered."""
+    holder, other = await two_with_address(lab)
+    holder.kernel.set_link(INTERFACE, up=False)
+    await lab.held_by(IP, other.name)
+    assert holder.agent.lease.valid
+    lease = lab.lease(holder.name)
+    assert lease is not None
+    assert lease["metadata"]["annotations"][names.SUBNETS] == ""
+    holder.kernel.set_link(INTERFACE, up=True)
+    await lab.held_by(IP, holder.name)
+
+
 # Nodes that come and go.
 
 
@@ -762,3 +779,23 @@ async def test_strict_lets_everything_lapse_a_lifetime_after_the_lease_and_takes
     assert await lab.holders(IP) == []
     lab.cluster.server.faults.remove(everything.number)
     await lab.held_by(IP, "node1")
+
+
+@pytest.mark.spec("E7", "C5")
+@pytest.mark.parametrize("jump", [timedelta(hours=1), timedelta(hours=-1)], ids=["forward", "back"])
+async def test_a_time_of_day_that_jumps_an_hour_moves_and_ends_nothing(lab: Lab, jump: timedelta) -> None:
+    off = {"node1": timedelta(0), "node2": timedelta(0)}
+    lab.times_of_day = {node: partial(lambda node: utc_now() + off[node], node) for node in off}
+    holder, other = await two_with_address(lab)
+    off[holder.name] = jump
+    seen: set[str] = set()
+
+    def renewed() -> bool:
+        seen.add((lab.lease(holder.name) or {})["spec"]["renewTime"])
+        return len(seen) > 10  # Three seconds, with Leases of two.
+
+    await eventually(renewed)
+    assert await lab.holders(IP) == [holder.name]
+    assert (other.announced(IP), holder.announced(IP)) == (0, 3)
+    assert holder.agent.liveness.live() == other.agent.liveness.live() == {"node1", "node2"}
+    assert all(t.trigger in ("add", "added") for t in report_of(lab, holder.name).transitions)

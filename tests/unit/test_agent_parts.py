@@ -327,6 +327,25 @@ def test_ownership_is_checked_before_each_unless_told_not_to(verify: bool, expec
 
 
 @pytest.mark.spec("C7")
+def test_while_the_others_do_not_count_on_the_node_it_tells_nobody_anything() -> None:
+    """Nor later on its own account: what is left of the series is of a time that is over."""
+    counted = [True]
+
+    async def play(kernel: FakeKernel, frames: Frames) -> None:
+        frames.counted = lambda: counted[0]
+        frames.start((ADDRESSES[0], "eth0"))
+        await asyncio.sleep(0.3)
+        counted[0] = False
+        await asyncio.sleep(0.4)
+        counted[0] = True
+        await asyncio.sleep(5)
+        frames.start((ADDRESSES[0], "eth0"))
+        await asyncio.sleep(0.2)
+
+    assert times(run_frames(play, verify=False)) == [0.1, 5.8]
+
+
+@pytest.mark.spec("C7")
 def test_what_garp_config_says_is_done() -> None:
     async def play(kernel: FakeKernel, frames: Frames) -> None:
         frames.start((ADDRESSES[0], "eth0"))

@@ -155,7 +155,9 @@ def test_what_was_touched_is_a_violation_whatever_the_bounds() -> None:
 
 def test_the_report_tells_the_story_of_each_address_with_what_must_not_be_first() -> None:
     record = a_record(held("a", 1, 10), held("b", 8), wanted=True)
-    record.told[IP] = [Told(8.2, "b", asked=False), Told(8.3, "a", asked=True), Told(8.4, "b", asked=True)]
+    record.asks[IP] = [7.0, 8.25, 9.0]
+    answers = [(7.1, "a"), (8.3, "a"), (8.4, "b"), (9.1, "b"), (9.2, "a")]
+    record.told[IP] = [Told(8.2, "b", asked=False), *(Told(at, node, asked=True) for at, node in answers)]
     record.remarks.append((7.5, "-- the test does something"))
     lines = [line.strip() for line in report(record, judge(record, 20.0, {IP: True}), 20.0).splitlines()]
     assert lines == [
@@ -163,11 +165,11 @@ def test_the_report_tells_the_story_of_each_address_with_what_must_not_be_first(
         str(IP),
         "+  0.000  expected on one node",
         "+  1.000  a holds it on eth0#2",
+        "+  7.100  a answers",
         "+  7.500  -- the test does something",
         "+  8.000  b holds it on eth0#2",
         "+  8.200  b announces it",
-        "+  8.300  a answers",
-        "+  8.400  b answers",
+        "+  8.400  a and b answer",
         "+ 10.000  a holds it no more on eth0#2",
         "+ 20.000  now",
     ]

@@ -425,6 +425,22 @@ def test_one_lost_renewal_does_not_cost_the_lease() -> None:
     run_virtual(scenario())
 
 
+@pytest.mark.spec("C5")
+def test_answers_that_take_seconds_do_not_cost_the_lease() -> None:
+    async def scenario() -> None:
+        memory = Memory()
+        connection, lease = held(memory)
+        task = asyncio.create_task(lease.run())
+        await asyncio.sleep(1)
+        connection.latency = lambda: 1.5
+        for _ in range(60):
+            await asyncio.sleep(1)
+            assert lease.valid
+        task.cancel()
+
+    run_virtual(scenario())
+
+
 @pytest.mark.spec("C6")
 def test_closing_deletes_the_lease_but_not_that_of_a_successor() -> None:
     async def scenario() -> None:

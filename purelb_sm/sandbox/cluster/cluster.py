@@ -247,6 +247,21 @@ class Cluster:
         await self._port(node, up=True)
         await self._inside(node, lambda: self._configure_node(node))
 
+    async def unplug(self, node: str) -> None:
+        """The node's network card is pulled out: the interface is gone, and all that was on it."""
+        await self._inside(node, _remove_node_interface)
+
+    async def plug_in(self, node: str) -> None:
+        """A card in place of the one that was pulled out, with another MAC address; the node's own addresses and
+        routes are on it, as its configuration says."""
+        await self._inside(FABRIC, lambda: self._lay_cable(node))
+        await self._inside(node, lambda: self._configure_node(node))
+
+    def _lay_cable(self, node: str) -> None:
+        with wiring() as cables:
+            cables.add_cable(node, BRIDGE, self.namespace_of(node), NODE_INTERFACE)
+            cables.set_link(node, up=True)
+
     async def partition(self, node: str) -> None:
         """The node lives and sees nobody: neither its link nor the API server."""
         await self._port(node, up=False)
@@ -326,6 +341,11 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
 def _set_link(name: str, *, up: bool) -> None:
     with wiring() as cables:
         cables.set_link(name, up=up)
+
+
+def _remove_node_interface() -> None:
+    with wiring() as cables:
+        cables.remove_link(NODE_INTERFACE)
 
 
 def _forget_configuration() -> None:
