@@ -8,10 +8,10 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from benchmarks import allocator, idle, recreate, restart
+from benchmarks import allocator, engine, idle, recreate, restart
 from benchmarks.tables import Table, write
 
-NAMES = ("allocator", "restart", "recreate", "idle")
+NAMES = ("engine", "allocator", "restart", "recreate", "idle")
 COUNTS = (1, 200, 1000, 5000)
 
 
@@ -27,6 +27,8 @@ def _arguments() -> argparse.Namespace:
 def _runs(name: str, arguments: argparse.Namespace) -> Coroutine[Any, Any, list[Table]]:
     quick, kubeconfig = arguments.quick, arguments.kubeconfig
     match name:
+        case "engine":
+            return engine.bench((0, 2000, 20_000), 4) if quick else engine.bench(engine.SIZES)
         case "allocator":
             return allocator.bench(kubeconfig, COUNTS[:2] if quick else COUNTS, 500 if quick else allocator.FULL)
         case "restart":

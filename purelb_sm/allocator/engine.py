@@ -168,7 +168,7 @@ class Engine:
         moved = keeping.read(unit)
         if world is None:
             free = FreeSpace(self._groups)
-            free.take_all(unit.held_addresses(free.ranges()))
+            free.take_ranges(unit.held_ranges(free.ranges()))
             world = World(
                 self._groups,
                 free,

@@ -3,125 +3,20 @@
 Owned by the leader, rebuilt from the book whenever it starts to lead, whenever groups change, and whenever a
 transaction fails. It only proposes: the database's unique index decides.
 
-Costs: the lowest free address, taking and giving back are a binary search plus, where an interval appears or goes, one
-memory move of the list behind it. What is reserved is kept apart from what is free, so it costs the search nothing.
+Costs: the lowest free address, taking and giving back are a binary search in an IntervalSet, and rebuilding takes what
+is in use in as many pieces as it is in. What is reserved is kept apart from what is free: it costs the search nothing.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from heapq import merge
 from itertools import islice
 from operator import attrgetter
 
 from purelb_sm.domain.addresses import Address, AddressRange, Family, address_at, family_of
 from purelb_sm.domain.groups import MAX_POOLS, Group, Pool
-
-
-class IntervalSet:
-    """A set of integers as sorted disjoint intervals [low, high]."""
-
-    __slots__ = ("_highs", "_lows", "size")
-
-    def __init__(self, low: int = 0, high: int = -1) -> None:
-        """All from `low` to `high`; without them nothing."""
-        self._lows = [low] if low <= high else []
-        self._highs = [high] if low <= high else []
-        self.size = high - low + 1
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return zip(self._lows, self._highs, strict=True)
-
-    def __contains__(self, value: int) -> bool:
-        index = bisect_right(self._lows, value) - 1
-        return index >= 0 and value <= self._highs[index]
-
-    def remove(self, value: int) -> bool:
-        """Takes `value` out; False if it was not in."""
-        index = bisect_right(self._lows, value) - 1
-        if index < 0 or value > self._highs[index]:
-            return False
-        low, high = self._lows[index], self._highs[index]
-        if low == high:
-            del self._lows[index], self._highs[index]
-        elif value == low:
-            self._lows[index] = value + 1
-        elif value == high:
-            self._highs[index] = value - 1
-        else:
-            self._highs[index] = value - 1
-            self._lows.insert(index + 1, value + 1)
-            self._highs.insert(index + 1, high)
-        self.size -= 1
-        return True
-
-    def add(self, value: int) -> bool:
-        """Puts `value` in, joining neighbours; False if it was in."""
-        index = bisect_left(self._lows, value)
-        if (index < len(self._lows) and self._lows[index] == value) or (index and value <= self._highs[index - 1]):
-            return False
-        left = index > 0 and self._highs[index - 1] == value - 1
-        right = index < len(self._lows) and self._lows[index] == value + 1
-        if left and right:
-            self._highs[index - 1] = self._highs[index]
-            del self._lows[index], self._highs[index]
-        elif left:
-            self._highs[index - 1] = value
-        elif right:
-            self._lows[index] = value
-        else:
-            self._lows.insert(index, value)
-            self._highs.insert(index, value)
-        self.size += 1
-        return True
-
-    def cut(self, low: int, high: int) -> list[tuple[int, int]]:
-        """Takes out all from `low` to `high`, and answers what of it was in."""
-        start, end = bisect_left(self._highs, low), bisect_right(self._lows, high)
-        if start >= end:
-            return []
-        found = list(zip(self._lows[start:end], self._highs[start:end], strict=True))
-        rest = [(a, b) for a, b in ((found[0][0], low - 1), (high + 1, found[-1][1])) if a <= b]
-        found[0] = (max(low, found[0][0]), found[0][1])
-        found[-1] = (found[-1][0], min(high, found[-1][1]))
-        self._splice(start, end, rest)
-        self.size -= sum(b - a + 1 for a, b in found)
-        return found
-
-    def join(self, intervals: Sequence[tuple[int, int]]) -> None:
-        """Puts in all of these, which are sorted and disjoint, whatever of them was in: in one pass over what lies
-        between the first and the last of them."""
-        if not intervals:
-            return
-        start = bisect_left(self._highs, intervals[0][0] - 1)
-        end = bisect_right(self._lows, intervals[-1][1] + 1)
-        mine = list(zip(self._lows[start:end], self._highs[start:end], strict=True))
-        together: list[tuple[int, int]] = []
-        for low, high in merge(mine, intervals):
-            if together and low <= together[-1][1] + 1:
-                together[-1] = (together[-1][0], max(together[-1][1], high))
-            else:
-                together.append((low, high))
-        self._splice(start, end, together)
-        self.size += sum(b - a + 1 for a, b in together) - sum(b - a + 1 for a, b in mine)
-
-    def _splice(self, start: int, end: int, intervals: Sequence[tuple[int, int]]) -> None:
-        self._lows[start:end] = [low for low, _ in intervals]
-        self._highs[start:end] = [high for _, high in intervals]
-
-    def lowest(self, floor: int, *, skip_edges: bool) -> int | None:
-        """The lowest member at or above `floor`; with `skip_edges`, one whose last octet is neither 0 nor 255."""
-        index = max(0, bisect_right(self._lows, floor) - 1)
-        while index < len(self._lows):
-            value = max(self._lows[index], floor)
-            if skip_edges:
-                value += {255: 2, 0: 1}.get(value & 0xFF, 0)
-            if value <= self._highs[index]:
-                return value
-            index += 1
-        return None
-
+from purelb_sm.domain.intervals import IntervalSet
 
 _USED = attrgetter("used")
 
@@ -170,6 +65,10 @@ class PoolSpace:
         taken = self.free.remove(int(address)) or self.kept.remove(int(address))
         self.used += taken
         return taken
+
+    def take_range(self, low: int, high: int) -> None:
+        for where in (self.free, self.kept):
+            self.used += sum(b - a + 1 for a, b in where.cut(low, high))
 
     def give_back(self, address: Address) -> bool:
         value = int(address)
@@ -226,6 +125,12 @@ class FreeSpace:
         """Marks addresses that the book holds; those outside every pool are none of ours to count."""
         for address in addresses:
             self.take(address)
+
+    def take_ranges(self, ranges: Iterable[AddressRange]) -> None:
+        """The same of whole ranges: what is outside of every pool is passed over."""
+        for range_ in ranges:
+            for space in self._within(range_):
+                space.take_range(int(range_.first), int(range_.last))
 
     def locate(self, address: Address) -> PoolSpace | None:
         """The pool that has this address, whether free or not."""

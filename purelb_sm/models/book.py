@@ -1,6 +1,9 @@
 """The rows of the book proper: who asks, what is held, by whom, on which ports, and which node answers.
 
 The constraints here are the last word against double allocation: they hold whatever the program believes.
+
+An index by name, uid or claim is in an order that has nothing to do with time: each new row writes a page of its own
+of it. In a large book that is most of what an allocation costs: such indexes hold only what is looked for by them.
 """
 
 from __future__ import annotations
@@ -33,9 +36,10 @@ class Service(Base):
     observed_at: Mapped[datetime]
 
     __table_args__ = (
-        partial("state <> 'withdrawn'", "uq_service_live_name", "cluster", "namespace", "name", unique=True),
+        # The cluster comes last, as all rows have the same: a database that thinks it tells rows apart reads them all.
+        partial("state <> 'withdrawn'", "uq_service_live_name", "namespace", "name", "cluster", unique=True),
+        partial("state = 'withdrawn'", "ix_service_withdrawn_name", "namespace", "name"),
         partial("state = 'pending'", "ix_service_waiting", "cluster", "since"),
-        Index("ix_service_namespace_name", "namespace", "name"),
     )
 
 
@@ -64,7 +68,7 @@ class Allocation(Base):
         CheckConstraint("(state = 'released') = (released_at IS NOT NULL)", "released_has_time"),
         CheckConstraint("(state = 'quarantined') = (quarantined_until IS NOT NULL)", "quarantined_has_end"),
         partial("released_at IS NULL", "uq_allocation_live_address", "address", unique=True),
-        partial("released_at IS NULL", "ix_allocation_claim", "claim"),
+        partial("released_at IS NULL AND state <> 'held'", "ix_allocation_claim", "claim"),
         partial("released_at IS NULL AND sharing_key IS NOT NULL", "ix_allocation_sharing_key", "sharing_key"),
         partial("state = 'releasing'", "ix_allocation_releasing", "id"),
         partial("state = 'quarantined'", "ix_allocation_quarantined_until", "quarantined_until"),
@@ -83,7 +87,7 @@ class Membership(Base):
     until_at: Mapped[datetime | None]
 
     __table_args__ = (
-        partial("until_at IS NULL", "uq_membership_live", "service_uid", "allocation_id", unique=True),
+        partial("until_at IS NULL", "uq_membership_live", "allocation_id", "service_uid", unique=True),
         Index("ix_membership_allocation_id", "allocation_id"),
         Index("ix_membership_service_uid", "service_uid"),
     )

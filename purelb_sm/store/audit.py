@@ -23,7 +23,7 @@ from purelb_sm.store import history, schema
 from purelb_sm.store.engine import Db, make_engine, our_errors
 from purelb_sm.store.explaining import Explanation, explain
 from purelb_sm.store.history import Head, Verified
-from purelb_sm.store.loading import chunks
+from purelb_sm.store.loading import chunks, named
 from purelb_sm.store.pooling import GroupState, group_states
 
 _A, _H, _M, _N, _S = table(Allocation), table(History), table(Membership), table(Announcement), table(Service)
@@ -261,7 +261,7 @@ def _announcements_of(db: Db, key: ServiceKey) -> list[ColumnElement[bool]]:
         select(_A.c.address_text, _A.c.held_at, _A.c.released_at)
         .join(_M, _M.c.allocation_id == _A.c.id)
         .join(_S, _S.c.uid == _M.c.service_uid)
-        .where(_S.c.namespace == key.namespace, _S.c.name == key.name)
+        .where(named(key.namespace, key.name))
         .distinct()
     )
     found = []

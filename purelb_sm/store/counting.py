@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import LargeBinary, bindparam, func, select, type_coerce
 
 from purelb_sm.domain.addresses import Address, Family
 from purelb_sm.domain.addresses import AddressRange as Range
@@ -24,6 +24,12 @@ _A = table(Allocation)
 Interval = tuple[int, int]
 """First and last key, both included."""
 
+MAPPED: tuple[Interval, ...] = ((0xFFFF << 32, (0xFFFF << 32) + 2**32 - 1),)
+"""Where the IPv4 addresses are."""
+
+ROWS = 10_000
+"""So many rows are in memory at a time while all that is in use is read."""
+
 ALL: tuple[Interval, ...] = ((0, 2**128 - 1),)
 
 _LIVE_COUNTS = (
@@ -37,6 +43,33 @@ _LIVE_BETWEEN = (
     .where(NOT_RELEASED, _A.c.address.between(bindparam("first"), bindparam("last")))
     .order_by(_A.c.address)
 )
+# The bytes as they are stored: to make an address object of each takes as long as all the rest.
+_KEYS_BETWEEN = (
+    select(type_coerce(_A.c.address, LargeBinary))
+    .where(NOT_RELEASED, _A.c.address.between(bindparam("first"), bindparam("last")))
+    .order_by(_A.c.address)
+)
+
+
+def held_ranges(db: Db, ranges: Iterable[Range]) -> Iterator[Range]:
+    """Every address in these ranges that is not released, neighbours together: in as many pieces as they are in."""
+    for each in ranges:
+        whole = (_key(each.first), _key(each.last))
+        for first, last in subtract([whole], [] if each.family is Family.IPV4 else MAPPED):
+            yield from (Range(_address(low), _address(high)) for low, high in _runs(db, first, last))
+
+
+def _runs(db: Db, first: int, last: int) -> Iterator[Interval]:
+    low, high = -1, -2
+    for (raw,) in db.stream(_KEYS_BETWEEN, ROWS, {"first": _address(first), "last": _address(last)}):
+        key = int.from_bytes(raw, "big")
+        if key != high + 1:
+            if low >= 0:
+                yield low, high
+            low = key
+        high = key
+    if low >= 0:
+        yield low, high
 
 
 def live_counts(db: Db) -> dict[tuple[str, Family, AllocationState], int]:

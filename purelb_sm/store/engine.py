@@ -6,12 +6,14 @@ Owns how a transaction begins, what a lost connection looks like, and where SQLi
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Executable, Result, create_engine, event
+from sqlalchemy import ClauseElement, Connection, Dialect, Engine, Executable, Result, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
     ArgumentError,
@@ -27,11 +29,15 @@ from sqlalchemy.exc import (
     StatementError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from purelb_sm.errors import Clash, DatabaseUnavailable, StoreError
 
 LOCK_WAIT_S = 15
 """How long a writer waits for another's transaction before it gives up with DatabaseUnavailable."""
+
+CACHE_KIB = 32 * 1024
+"""So much of a SQLite book is kept in memory, as far as it is used."""
 
 _NETWORK = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "glusterfs", "gfs2", "gpfs", "juicefs", "lustre"}
@@ -86,7 +92,10 @@ def _sqlite(url: URL, readonly: bool, create: bool) -> Engine:
     engine = create_engine(url, creator=connect, pool_size=2, max_overflow=8)
     pragmas = [f"busy_timeout={int(LOCK_WAIT_S * 1000)}", "foreign_keys=ON"]
     # FULL: in WAL mode, NORMAL may lose the last commits at a power cut, and then an address is given out twice.
-    pragmas += ["query_only=ON"] if readonly else ["journal_mode=WAL", "synchronous=FULL"]
+    # An allocation in a large book changes pages all over it. They are read once, and go from the log into the file
+    # when there are 32 MiB of them, not 4: many were changed again by then.
+    pragmas += ["query_only=ON"] if readonly else ["journal_mode=WAL", "synchronous=FULL", "wal_autocheckpoint=8192"]
+    pragmas += [f"cache_size=-{CACHE_KIB}"]
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, record: Any) -> None:
@@ -203,6 +212,32 @@ def begun(engine: Engine) -> Iterator[Db]:
             connection.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A statement as the driver takes it, and what makes the driver's values of ours, in the order of its places.
+
+    SQLAlchemy finds both out for every set of values anew, which takes as long as SQLite needs to write the row.
+    """
+
+    text: str
+    columns: Sequence[tuple[str, Callable[[Any], Any] | None]]
+    by_name: bool
+
+    def bind(self, parameters: Sequence[Mapping[str, Any]]) -> Any:
+        if self.by_name:
+            return [{n: row[n] if c is None else c(row[n]) for n, c in self.columns} for row in parameters]
+        return [tuple([row[n] if c is None else c(row[n]) for n, c in self.columns]) for row in parameters]
+
+
+@lru_cache(maxsize=128)
+def _prepared(statement: ClauseElement, dialect: Dialect, keys: tuple[str, ...]) -> _Prepared:
+    compiled = statement.compile(dialect=dialect, column_keys=list(keys), for_executemany=True)
+    assert isinstance(compiled, SQLCompiler)
+    names = list(compiled.binds) if compiled.positiontup is None else compiled.positiontup
+    columns = [(name, compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect)) for name in names]
+    return _Prepared(str(compiled), columns, compiled.positiontup is None)
+
+
 class Db:
     """One connection inside a transaction. Every statement of the store goes through here, so errors are ours."""
 
@@ -224,12 +259,17 @@ class Db:
         with our_errors():
             self._connection.execute(statement)
 
-    def many(self, statement: Executable, parameters: Sequence[Mapping[str, Any]]) -> None:
+    def many(self, statement: ClauseElement, parameters: Sequence[Mapping[str, Any]]) -> None:
         """One statement with many sets of values; none: nothing is sent."""
         if not parameters:
             return
         with our_errors():
-            self._connection.execute(statement, parameters)
+            prepared = _prepared(statement, self._connection.dialect, tuple(parameters[0]))
+            try:
+                values = prepared.bind(parameters)
+            except (LookupError, TypeError, ValueError) as error:
+                raise StoreError(f"no value for the book: {error}") from error
+            self._connection.exec_driver_sql(prepared.text, values)
 
     def stream(
         self, statement: Executable, chunk: int = 1000, parameters: Mapping[str, Any] | None = None

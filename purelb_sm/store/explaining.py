@@ -18,7 +18,7 @@ from purelb_sm.domain.states import AllocationState, AnnouncementState, ServiceS
 from purelb_sm.domain.views import ServiceKey
 from purelb_sm.models import Allocation, Announcement, History, Membership, Service, table
 from purelb_sm.store.engine import Db
-from purelb_sm.store.loading import LIVE, NOT_RELEASED, literal
+from purelb_sm.store.loading import LIVE, NOT_HELD, NOT_RELEASED, literal, named
 from purelb_sm.store.pooling import GroupState, group_states
 
 _A, _H, _M, _N, _S = table(Allocation), table(History), table(Membership), table(Announcement), table(Service)
@@ -27,9 +27,9 @@ LAST_MOVES = 5
 MEMBERS_SHOWN = 1000
 STUCK_SHOWN = 20
 
-_NAMED = (_S.c.namespace == bindparam("namespace")) & (_S.c.name == bindparam("name"))
+_NAMED = named(bindparam("namespace"), bindparam("name"))
 _SERVICE = select(_S).where(_NAMED).order_by(case((LIVE, 0), else_=1), _S.c.since.desc()).limit(1)
-_KEPT = select(_A).where(NOT_RELEASED, _A.c.claim == bindparam("claim"))
+_KEPT = select(_A).where(NOT_RELEASED, NOT_HELD, _A.c.claim == bindparam("claim"))
 _JOINED = (
     select(_A)
     .join(_M, _M.c.allocation_id == _A.c.id)

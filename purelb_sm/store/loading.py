@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Select, bindparam, exists, literal_column, select, tuple_
+from sqlalchemy import JSON, ColumnElement, Select, bindparam, exists, func, literal_column, or_, select
 
 from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.book import Booked
@@ -39,13 +39,14 @@ def _list(name: str) -> Any:
 
 
 LIVE = _S.c.state != literal(ServiceState.WITHDRAWN.value)
+WITHDRAWN = _S.c.state == literal(ServiceState.WITHDRAWN.value)
 NOT_RELEASED = _A.c.released_at.is_(None)
+NOT_HELD = _A.c.state != literal(AllocationState.HELD.value)
 RELEASING = _A.c.state == literal(AllocationState.RELEASING.value)
 QUARANTINED = _A.c.state == literal(AllocationState.QUARANTINED.value)
 MEMBER = _M.c.until_at.is_(None)
 CURRENT = _N.c.until_at.is_(None)
 PRESENT = _N.c.state == literal(AnnouncementState.PRESENT.value)
-_NOT_HELD = _A.c.state != literal(AllocationState.HELD.value)
 
 ANNOUNCED = exists().where(_N.c.allocation_id == _A.c.id, CURRENT, PRESENT).label("announced")
 
@@ -59,8 +60,13 @@ ALLOCATIONS = select(_A, ANNOUNCED)
 ANNOUNCEMENTS = select(_N, _A.c.address, _A.c.group_name).join(_A, _A.c.id == _N.c.allocation_id).where(CURRENT)
 """To be given a condition: what `load_announcements` takes."""
 
+# Each key is looked up by the index of names, which SQLite does not do for a list of pairs: it reads all that are live.
+_WANTED = func.json_each(bindparam("keys", type_=JSON)).table_valued("value").alias("wanted")
 _LIVE_BY_KEY = select(_S).where(
-    _S.c.cluster == bindparam("cluster"), tuple_(_S.c.namespace, _S.c.name).in_(_list("keys")), LIVE
+    _S.c.cluster == bindparam("cluster"),
+    _S.c.namespace == _WANTED.c.value.op("->>")(literal_column("0")),
+    _S.c.name == _WANTED.c.value.op("->>")(literal_column("1")),
+    LIVE,
 )
 _BY_UID = select(_S).where(_S.c.uid.in_(_list("uids")))
 _HELD_BY = (
@@ -72,11 +78,17 @@ _PORTS_OF = select(_P.c.allocation_id, _P.c.service_uid, _P.c.protocol, _P.c.por
     _P.c.allocation_id.in_(_list("ids")), _P.c.service_uid.in_(_list("uids")), _P.c.until_at.is_(None)
 )
 _MEMBERS_OF = select(_M.c.service_uid).where(_M.c.allocation_id.in_(_list("ids")), MEMBER).distinct()
-_CLAIMED = ALLOCATIONS.where(_A.c.claim.in_(_list("claims")), NOT_RELEASED, _NOT_HELD).order_by(_A.c.id)
+_CLAIMED = ALLOCATIONS.where(_A.c.claim.in_(_list("claims")), NOT_RELEASED, NOT_HELD).order_by(_A.c.id)
 _BY_ADDRESS = ALLOCATIONS.where(_A.c.address.in_(_list("addresses")), NOT_RELEASED)
 _ANNOUNCEMENTS_OF = ANNOUNCEMENTS.where(_N.c.allocation_id.in_(_list("ids")))
 _ANNOUNCEMENTS_OF_ON = _ANNOUNCEMENTS_OF.where(_N.c.node == bindparam("node"))
 _ANNOUNCEMENTS_ON = ANNOUNCEMENTS.where(_N.c.node == bindparam("node"))
+
+
+def named(namespace: ColumnElement[str] | str, name: ColumnElement[str] | str) -> ColumnElement[bool]:
+    """Services of this name, live or not: for each of the two there is an index that has no others."""
+    same = (_S.c.namespace == namespace) & (_S.c.name == name)
+    return or_(same & LIVE, same & WITHDRAWN)
 
 
 def load(ws: Workspace, wanted: Mapping[ServiceKey, str | None]) -> dict[ServiceKey, Booked]:
@@ -174,7 +186,8 @@ def chunks(items: Iterable[T]) -> Iterator[list[T]]:
 def _live_by_key(ws: Workspace, keys: Iterable[ServiceKey]) -> list[ServiceEntry]:
     found = []
     for some in chunks(keys):
-        names = [(key.namespace, key.name) for key in some]
+        # An object and not a list: json_each of PostgreSQL takes no other.
+        names = {str(number): key for number, key in enumerate(some)}
         rows = ws.db.rows(_LIVE_BY_KEY, {"cluster": ws.cluster, "keys": names})
         found += [_service(ws, row) for row in rows]
     return found

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from purelb_sm.errors import DatabaseUnavailable, SchemaMismatch, StoreError
 from purelb_sm.store.engine import LOCK_WAIT_S, make_engine, our_errors, parse_url
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """All revisions that this program knows, oldest first. A test compares them with migrations/."""
 
 HEAD = REVISIONS[-1]

@@ -82,14 +82,10 @@ class Unit:
         self._do(self._commit)
         self._over = "was committed"
 
-    def held_addresses(self, ranges: Sequence[AddressRange]) -> Iterator[Address]:
-        """Every address in these ranges that is not released, as a stream: what is not free."""
+    def held_ranges(self, ranges: Sequence[AddressRange]) -> Iterator[AddressRange]:
+        """Every address in these ranges that is not released, neighbours together, as a stream: what is not free."""
         self._do(self._ws.flush)
-        for each in ranges:
-            inside = _A.c.address.between(each.first, each.last) & (_A.c.family == each.family)
-            statement = select(_A.c.address).where(inside, loading.NOT_RELEASED).order_by(_A.c.address)
-            for row in self._ws.db.stream(statement):
-                yield row[0]
+        return counting.held_ranges(self._ws.db, ranges)
 
     def quarantined(self) -> list[Quarantined]:
         """All that is in quarantine."""

@@ -371,7 +371,21 @@ def test_addresses_in_use_are_told_range_by_range(desk: Desk) -> None:
     v4 = AddressRange(ip_address("10.0.0.0"), ip_address("10.0.0.255"))
     everything_v6 = AddressRange(ip_address("::1"), ip_address("ffff::"))
     with desk.unit() as unit:
-        assert [str(a) for a in unit.held_addresses([v4, everything_v6])] == ["10.0.0.3", "10.0.0.9", "fd00::5"]
+        assert [str(a) for a in unit.held_ranges([v4, everything_v6])] == [
+            "10.0.0.3-10.0.0.3",
+            "10.0.0.9-10.0.0.9",
+            "fd00::5-fd00::5",
+        ]
+
+
+def test_addresses_in_use_are_told_with_their_neighbours(desk: Desk) -> None:
+    """And those beside a range are not of it, nor do neighbours of two ranges become one."""
+    for number in (1, 2, 3, 4, 6, 7, 9):
+        desk.allocate(ServiceKey("n", f"s{number}"), f"10.0.0.{number}")
+    ranges = [AddressRange(ip_address(f"10.0.0.{a}"), ip_address(f"10.0.0.{b}")) for a, b in ((2, 3), (4, 7), (10, 20))]
+    with desk.unit() as unit:
+        found = [str(each) for each in unit.held_ranges(ranges)]
+    assert found == ["10.0.0.2-10.0.0.3", "10.0.0.4-10.0.0.4", "10.0.0.6-10.0.0.7"]
 
 
 def test_live_services_are_those_not_withdrawn(desk: Desk) -> None:

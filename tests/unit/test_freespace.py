@@ -11,14 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from purelb_sm.domain.addresses import AddressRange, Family
-from purelb_sm.domain.freespace import FreeSpace, IntervalSet
+from purelb_sm.domain.freespace import FreeSpace
+from purelb_sm.domain.intervals import IntervalSet
 from tests.support.domain import group, pools
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(-2, 22)), max_size=60))
-@settings(max_examples=200)
-def test_an_interval_set_is_a_set(moves: list[tuple[bool, int]]) -> None:
-    intervals, model = IntervalSet(0, 20), set(range(21))
+class Crumbs(IntervalSet):
+    """Blocks so small that there are many of them."""
+
+    BLOCK = 2
+    __slots__ = ()
+
+
+KINDS = st.sampled_from((IntervalSet, Crumbs))
+
+
+@given(KINDS, st.lists(st.tuples(st.booleans(), st.integers(-2, 22)), max_size=60))
+@settings(max_examples=400)
+def test_an_interval_set_is_a_set(kind: type[IntervalSet], moves: list[tuple[bool, int]]) -> None:
+    intervals, model = kind(0, 20), set(range(21))
     for add, value in moves:
         if add and 0 <= value <= 20:
             assert intervals.add(value) is (value not in model)
@@ -27,7 +38,8 @@ def test_an_interval_set_is_a_set(moves: list[tuple[bool, int]]) -> None:
             assert intervals.remove(value) is (value in model)
             model.discard(value)
         assert intervals.size == len(model)
-        assert intervals.lowest(0, skip_edges=False) == min(model, default=None)
+        for floor in (0, 7):
+            assert intervals.lowest(floor, skip_edges=False) == min((n for n in model if n >= floor), default=None)
         assert all((v in intervals) is (v in model) for v in range(-1, 23))
 
 
@@ -78,10 +90,15 @@ def test_rebuilding_from_what_is_held_gives_the_same_space(take: list[int], back
     for n in back:
         assert lived.give_back(IPv4Address(base + n)) is (n in held)
         held.discard(n)
-    rebuilt = FreeSpace(known)
-    rebuilt.take_all(IPv4Address(base + n) for n in held)
-    assert lived.lowest("g", Family.IPV4) == rebuilt.lowest("g", Family.IPV4)
-    assert lived.counts("g", Family.IPV4) == rebuilt.counts("g", Family.IPV4) == (41, 41 - len(held))
+    one_by_one, in_ranges = FreeSpace(known), FreeSpace(known)
+    one_by_one.take_all(IPv4Address(base + n) for n in held)
+    # Some of them together, and one range that reaches beyond the pool.
+    in_ranges.take_ranges(span(n, n + 1) for n in held if n + 1 in held)
+    in_ranges.take_ranges(span(n, n if n < 40 else 99) for n in held)
+    for rebuilt in (one_by_one, in_ranges):
+        assert lived.lowest("g", Family.IPV4) == rebuilt.lowest("g", Family.IPV4)
+        assert lived.counts("g", Family.IPV4) == rebuilt.counts("g", Family.IPV4) == (41, 41 - len(held))
+        assert rebuilt.spaces("g", Family.IPV4)[0].used == len(held)
 
 
 def test_an_ipv6_subnet_costs_one_interval() -> None:
@@ -97,12 +114,13 @@ def test_an_ipv6_subnet_costs_one_interval() -> None:
 PIECES = st.lists(st.tuples(st.integers(-3, 23), st.integers(0, 8)), max_size=4)
 
 
-@given(st.lists(st.tuples(st.booleans(), PIECES), max_size=12))
-@settings(max_examples=200)
+@given(KINDS, st.lists(st.tuples(st.booleans(), PIECES), max_size=12))
+@settings(max_examples=400)
 def test_an_interval_set_takes_and_gives_whole_intervals_as_a_set_does(
+    kind: type[IntervalSet],
     moves: list[tuple[bool, list[tuple[int, int]]]],
 ) -> None:
-    intervals, model = IntervalSet(), set[int]()
+    intervals, model = kind(), set[int]()
     for joins, pieces in moves:
         if joins:
             inside = sorted({n for low, length in pieces for n in range(low, low + length + 1)})
@@ -191,3 +209,18 @@ def test_an_avoided_address_is_given_where_it_is_reserved_by_itself() -> None:
     free.reserve([span(0, 3)])
     assert str(free.lowest_kept("g", span(0, 3))) == "172.31.1.1"
     assert str(free.lowest_kept("g", span(0, 0))) == "172.31.1.0"
+
+
+def test_a_pool_in_a_million_pieces_is_kept_in_small_blocks() -> None:
+    """What moves when an interval appears or goes is bounded, whatever the number of the others."""
+    intervals = IntervalSet(0, 200_000)
+    for value in range(1, 200_000, 2):
+        intervals.remove(value)
+    assert max(map(len, intervals._lows)) <= 2 * IntervalSet.BLOCK
+    intervals.join([(value, value) for value in range(1, 100_000, 4)])
+    assert max(map(len, intervals._lows)) <= 2 * IntervalSet.BLOCK
+    for value in range(200_001):
+        intervals.remove(value)
+    assert list(intervals) == []
+    assert intervals._firsts == []
+    assert intervals.add(5)
