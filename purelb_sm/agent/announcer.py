@@ -40,6 +40,10 @@ class Listener(Protocol):
         """The kernel holds it no more on some interface."""
         ...
 
+    def elsewhere(self, address: Address) -> None:
+        """It has been looked at, and does not belong on this node."""
+        ...
+
     def conflict(self, where: Where, mac: bytes, announced: bool) -> None:
         """A foreign host with this MAC uses the address. `announced`: we do, too; else we leave it alone."""
         ...
@@ -129,6 +133,7 @@ class Announcer:
         if verdict is None or held:
             self.conflicts.forget(address)
         if verdict is None:
+            self._listener.elsewhere(address)
             return
         if not right:
             if held or self._may_have(verdict):

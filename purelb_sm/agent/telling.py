@@ -7,6 +7,7 @@ from, and a conflict means to compute it again. A Service whose annotations are 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -28,6 +29,16 @@ from purelb_sm.kube.queue import WorkQueue
 log = structlog.get_logger(__name__)
 
 WORKERS: Final = 8
+UNDONE_S: Final = 60.0
+"""A write of ours that is undone within this time of the last one is made again later each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What was last written on a Service, and when, on the loop's clock."""
+
+    changes: dict[str, str | None]
+    at: float
 
 
 class Telling:
@@ -53,6 +64,7 @@ class Telling:
         self._queue = WorkQueue()
         self._busy: set[ServiceKey] = set()
         self._open = False
+        self._said: dict[ServiceKey, _Said] = {}
         self._told: dict[Address, tuple[ServiceKey, ...]] = {}
         """Whom an address that we hold was for when that was last said."""
 
@@ -77,7 +89,14 @@ class Telling:
         if all(record.state is not AnnouncementState.PRESENT for record in self._ledger.of(address)):
             self._told.pop(address, None)
         for key in self._table.services_of(address):
+            self._said.pop(key, None)
             self.look_at(key)
+
+    def elsewhere(self, address: Address) -> None:
+        # Where there is a winner, that one says so. Else the entry of a node that is dead would stay for ever.
+        if self._table.winner(address) is None:
+            for key in self._table.services_of(address):
+                self.look_at(key)
 
     def conflict(self, where: Where, mac: bytes, announced: bool) -> None:
         for key in self._table.services_of(where[0]):
@@ -102,8 +121,20 @@ class Telling:
         if not self._open:
             return
         view = self._services.get(key)
-        if view is not None and self._changes(view):
+        if view is None:
+            self._said.pop(key, None)
+            return
+        changes = self._changes(view)
+        if changes and self._is_undone(key, changes):
+            self._queue.retry(key)
+        elif changes:
             self._queue.add(key)
+
+    def _is_undone(self, key: ServiceKey, changes: dict[str, str | None]) -> bool:
+        """Whether somebody has just undone this very write of ours. For a while two nodes may both take themselves for
+        the holder, as they hear each other no more: that must not become a race of writes."""
+        said = self._said.get(key)
+        return said is not None and said.changes == changes and _now() - said.at < UNDONE_S
 
     def _record(self, key: ServiceKey, desired: Desired) -> None:
         self._record_note(key, note_of(desired, self._node))
@@ -142,6 +173,8 @@ class Telling:
         try:
             written = await patch_annotations(self._client, key, view.uid, view.resource_version, changes)
             self._services.absorb(slim(written))
+            again = self._is_undone(key, changes)
+            self._said[key] = _Said(changes, _now())
         except (NotFound, Invalid) as error:
             log.debug("annotations_not_written", service=str(key), error=str(error))
             self._queue.forget(key)
@@ -152,7 +185,8 @@ class Telling:
             delay_s = self._queue.retry(key)
             log.warning("annotations_not_written", service=str(key), error=str(error), again_in_s=round(delay_s, 1))
         else:
-            self._queue.forget(key)
+            if not again:
+                self._queue.forget(key)
 
     def _changes(self, view: ServiceView) -> dict[str, str | None]:
         addresses = self._table.addresses_of(view.key)
@@ -175,7 +209,12 @@ class Telling:
             elif verdict is None and self._table.winner(address) in (None, self._node):
                 # Not wanted here, and no other node is going to say that it has it.
                 given_up.append(address)
-        return announcing_changes(view, addresses, self._node, mine, given_up, remote)
+        return announcing_changes(view, addresses, self._node, mine, given_up, remote, self._is_dead)
+
+    def _is_dead(self, node: str) -> bool:
+        """Whether the node lives no more, and this one is to say so: one does it, the first by name."""
+        live = self._table.place.electorate.nodes
+        return node not in live and min(live, default="") == self._node
 
 
 def note_of(desired: Desired, node: str) -> EventNote:
@@ -193,3 +232,7 @@ def conflict_note(where: Where, mac: bytes, node: str, announced: bool) -> Event
     left = "announced all the same" if announced else "not announced"
     message = f"{address} is used by {mac.hex(':')}, seen by node {node} on interface {interface}: {left}"
     return EventNote("Warning", "AddressConflict", message)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

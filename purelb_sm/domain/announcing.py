@@ -8,7 +8,7 @@ comma and at its last.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final, NamedTuple
 
 from purelb_sm.domain import names
@@ -33,11 +33,13 @@ def announcing_changes(
     mine: Mapping[Address, str],
     given_up: Collection[Address] = (),
     remote: Collection[Address] = (),
+    dead: Callable[[str], bool] = lambda node: False,
 ) -> dict[str, str | None]:
     """The annotations that `node` has to write on the Service, None to remove one; empty when they are right.
 
     `addresses` are those of the ingress; `mine` the ones that this node holds as local, with the interface; `given_up`
     those that it does not hold and that no other will take over; `remote` those that are nobody's in particular.
+    `dead`: whether this node is to remove another's entry of what is given up, since that one never will.
     """
     changes: dict[str, str | None] = {}
     for family, annotation in _ANNOTATIONS.items():
@@ -49,7 +51,8 @@ def announcing_changes(
             holder = Holder(node, mine[address]) if address in mine else entries.get(address)
             # Another's entry is its own affair, or the new holder's; and one of ours stays until it is replaced, but
             # where nobody will.
-            stale = holder is not None and holder.node == node and address in given_up and address not in mine
+            stale = holder is not None and address in given_up and address not in mine
+            stale = stale and holder is not None and (holder.node == node or dead(holder.node))
             if holder is not None and not stale and address not in remote:
                 wanted[address] = holder
         rendered = render_announcing(wanted, own)

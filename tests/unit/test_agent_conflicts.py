@@ -329,6 +329,8 @@ class Listener:
 
     def bridged(self, interface: str, kind: str) -> None: ...
 
+    def elsewhere(self, address: Address) -> None: ...
+
     def conflict(self, where: Where, mac: bytes, announced: bool) -> None:
         self.conflicts.append((where, mac, announced))
 

@@ -56,6 +56,8 @@ class Silent:
 
     def bridged(self, interface: str, kind: str) -> None: ...
 
+    def elsewhere(self, address: Address) -> None: ...
+
 
 ALONE = Surroundings()
 
