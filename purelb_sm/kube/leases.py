@@ -353,10 +353,22 @@ class HeldLease:
         self.valid_until = float("-inf")
         if not self._version:
             return
-        body = {"preconditions": {"resourceVersion": self._version}}
         try:
-            await self._client.request("DELETE", self._path, body=body, timeout_s=self._renew_s)
-        except (NotFound, Conflict):
+            if not await self._delete(self._version):
+                # A renewal of ours may have been under way when we were told to end: then it is in nobody's use.
+                lease = plain_object(await self._client.request("GET", self._path, timeout_s=self._renew_s), "lease")
+                if (lease.get("spec") or {}).get("acquireTime") == self._acquired:
+                    await self._delete(version_of(lease))
+        except NotFound:
             pass
         except KubeError as error:
             self._log.warning("lease_not_deleted", error=str(error))
+
+    async def _delete(self, version: str) -> bool:
+        """False: it has another version by now. Raises KubeError."""
+        body = {"preconditions": {"resourceVersion": version}}
+        try:
+            await self._client.request("DELETE", self._path, body=body, timeout_s=self._renew_s)
+        except Conflict:
+            return False
+        return True

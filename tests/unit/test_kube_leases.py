@@ -459,6 +459,23 @@ def test_closing_deletes_the_lease_but_not_that_of_a_successor() -> None:
     run_virtual(scenario())
 
 
+@pytest.mark.spec("C6")
+def test_closing_deletes_the_lease_although_a_renewal_was_under_way() -> None:
+    async def scenario() -> None:
+        memory = Memory()
+        connection, lease = held(memory)
+        await lease.renew()
+        connection.lose_answers = True
+        renewing = asyncio.create_task(lease.renew())
+        await asyncio.sleep(0.1)
+        renewing.cancel()
+        connection.lose_answers = False
+        await lease.close()
+        assert NODE_LEASE not in memory.objects
+
+    run_virtual(scenario())
+
+
 def test_a_deleted_lease_comes_back_with_the_next_renewal() -> None:
     async def scenario() -> None:
         memory = Memory()
