@@ -32,6 +32,7 @@ from purelb_sm.agent.upkeep import Bearings, Upkeep
 from purelb_sm.domain import names
 from purelb_sm.domain.agent_config import AgentConfig
 from purelb_sm.domain.announce import Announcements, Groups, Place
+from purelb_sm.domain.announcing import holders_of
 from purelb_sm.domain.draining import Draining, asked_of
 from purelb_sm.domain.election import render_subnets
 from purelb_sm.domain.macs import render_macs
@@ -125,6 +126,7 @@ class Agent:
                 self._place,
                 lambda: self.lease.valid_until,
                 lambda: self.heartbeats.cut_off,
+                self.heartbeats.vouched,
             ),
             self.telling,
             clock,
@@ -159,6 +161,7 @@ class Agent:
     def _service_changed(self, change: Change, old: ServiceView | None, new: ServiceView | None) -> None:
         view = new or old
         assert view is not None, "a change has an object"
+        self._see_the_living(old, new)
         self.upkeep.touch(self.table.forget(view.key) if new is None else self.table.update(new))
         self.telling.look_at(view.key)
         if self.table.follows_endpoints(view.key):
@@ -217,6 +220,17 @@ class Agent:
     def _meet(self) -> None:
         """Who may be heard is as our own subnets and the others' Leases say."""
         self.heartbeats.follow(self.upkeep.homes, self._roster.neighbours())
+
+    def _see_the_living(self, old: ServiceView | None, new: ServiceView | None) -> None:
+        """Whoever writes that it holds what we had said to hold has lived since: as good as a renewal of its Lease, and
+        sooner. Without this the two would undo each other's annotations until then."""
+        if not self.heartbeats.suspected or old is None or new is None or old.annotations == new.annotations:
+            return
+        addresses = self.table.addresses_of(new.key)
+        was, now = holders_of(old, addresses), holders_of(new, addresses)
+        ours = [address for address, holder in was.items() if holder.node == self._settings.node_name]
+        for node in {now[address].node for address in ours if address in now} & self.heartbeats.suspected:
+            self.heartbeats.renewed(node)
 
     def _counted_again(self) -> None:
         """Others may have suspected this node, and answered for what it holds."""

@@ -103,6 +103,7 @@ class Heartbeats:
         self._senders: dict[bytes, tuple[str, bytes]] = {}
         self._due = clock()
         self._listen_again = self._tell_again = float("-inf")
+        self._next_silence = float("-inf")
         self._counted_again = False
         self._budget = 0
         self._flooded = False
@@ -149,6 +150,10 @@ class Heartbeats:
         self._peers.own_renewed()
         self._pass_on(self._clock())
 
+    def vouched(self) -> bool:
+        """Whether others say that they hear us, and nobody that we no longer count: the API server is away for all."""
+        return not self.cut_off and self._peers.vouched(self._clock())
+
     def heard(self) -> int:
         """How many others are heard now."""
         return len(self._peers.heard(self._clock()))
@@ -167,7 +172,9 @@ class Heartbeats:
                     self._beat(now)
                 else:
                     self._read()
-                await asyncio.sleep(max(0.0, min(self._due, self._peers.next_silence(now)) - self._clock()))
+                # One that is silent already is judged anew when something is heard.
+                next_silence = self._next_silence if self._next_silence > now else self._due
+                await asyncio.sleep(max(0.0, min(self._due, next_silence) - self._clock()))
         except asyncio.CancelledError:
             if self._rests:
                 for _ in range(FAREWELLS):
@@ -187,6 +194,8 @@ class Heartbeats:
         if now >= self._listen_again:
             self._listen_again = now + LISTEN_EVERY_S
             self._datagrams.listen([home.address for _, home in self._homes if home.address is not None])
+        # Who was met since is not in it yet.
+        self._next_silence = now
         self._flooded, self._budget = False, 64 + 16 * len(self._routes)
         self._datagrams.on_readable(self._read)
         self._read()
@@ -208,8 +217,9 @@ class Heartbeats:
             self._flooded = True
             self._datagrams.on_readable(None)
         # Much later than this we have been away, which the next beat takes into account first.
-        if now <= self._due + self._peers.interval_s / 2 and not self._flooded:
-            self._peers.judge(now)
+        in_time = now <= self._due + self._peers.interval_s / 2
+        if now >= self._next_silence and in_time:
+            self._next_silence = self._peers.judge(now)
         self._pass_on(now)
 
     def _take(self, datagram: bytes, now: float) -> None:

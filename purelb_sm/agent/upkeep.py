@@ -48,6 +48,7 @@ class Bearings:
     place              where the node stands, given its own subnets; None until that can be known
     lease_valid_until  on the loop's clock
     cut_off            whether the others must have taken over all that is local; `Upkeep.wake` when that changes
+    vouched            whether the others still count on this node though its Lease ran out, by what they say
     """
 
     configured: Callable[[], bool]
@@ -55,6 +56,7 @@ class Bearings:
     place: Callable[[OwnSubnets], Place | None]
     lease_valid_until: Callable[[], float]
     cut_off: Callable[[], bool] = lambda: False
+    vouched: Callable[[], bool] = lambda: False
 
 
 class Hold(Enum):
@@ -86,7 +88,7 @@ class Upkeep:
         around: Surroundings,
     ) -> None:
         self.announcer = Announcer(kernel, ledger, self.decide, listener, clock, around, self.touch)
-        self.announcer.frames.counted = lambda: clock() < bearings.lease_valid_until()
+        self.announcer.frames.counted = lambda: clock() < bearings.lease_valid_until() or bearings.vouched()
         self.homes: OwnHomes = ()
         self.subnets: OwnSubnets = ()
         self.macs: tuple[bytes, ...] = ()

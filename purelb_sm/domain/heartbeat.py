@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hmac
 import struct
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from purelb_sm.domain.addresses import Address, parse_ip
@@ -31,8 +31,8 @@ MAX_NAMES: Final = 280
 _HEAD: Final = struct.Struct(f">4sBxH{INCARNATION_SIZE}sQHHH")
 _MAGIC: Final = b"PLB1"
 _MAC_SIZE: Final = 16
+_RESTING: Final = 1
 MAX_SIZE: Final = _HEAD.size + MAX_NAMES * NAME_SIZE + _MAC_SIZE
-_LEASE_VALID, _RESTING = 1, 2
 
 Name = bytes
 """An incarnation as heartbeats name it: its first four bytes. Two alike only make a failover as slow as a Lease."""
@@ -80,17 +80,15 @@ class Heartbeat:
     """One datagram.
 
     interval_s   how often its sender sends
-    lease_valid  the others still count on the sender, as far as it knows
     resting      the sender ends in order and its addresses stay: its silence from now on says nothing
     hears        whom it hears, and who has heard it in this incarnation of both
     receives     whom it hears as well, without knowing whether it is heard there
-    dismisses    whom of these it no longer counts on, since their Lease ran out
+    dismisses    whom of these it no longer counts on, since their Lease ran out, and its own did not
     """
 
     incarnation: bytes
     sequence: int
     interval_s: float
-    lease_valid: bool = True
     resting: bool = False
     hears: frozenset[Name] = frozenset()
     receives: frozenset[Name] = frozenset()
@@ -104,10 +102,11 @@ def pack(heartbeat: Heartbeat, key: bytes) -> bytes:
     for names in (heartbeat.hears, heartbeat.dismisses, heartbeat.receives):
         lists.append(sorted(names)[:room])
         room -= len(lists[-1])
-    flags = _LEASE_VALID * heartbeat.lease_valid | _RESTING * heartbeat.resting
     interval_ms = min(max(round(heartbeat.interval_s * 1000), 1), 0xFFFF)
     counts = (len(names) for names in lists)
-    head = _HEAD.pack(_MAGIC, flags, interval_ms, heartbeat.incarnation, heartbeat.sequence, *counts)
+    head = _HEAD.pack(
+        _MAGIC, _RESTING * heartbeat.resting, interval_ms, heartbeat.incarnation, heartbeat.sequence, *counts
+    )
     body = head + b"".join(name for names in lists for name in names)
     return body + _mac(body, key)
 
@@ -128,13 +127,11 @@ def unpack(datagram: bytes, key: bytes) -> Heartbeat | None:
     if not hmac.compare_digest(mac, _mac(body, key)):
         return None
     _, flags, interval_ms, incarnation, sequence, *counts = _HEAD.unpack_from(body)
-    names = [body[at : at + NAME_SIZE] for at in range(_HEAD.size, len(body), NAME_SIZE)]
-    hears, dismisses, receives = _cut(names, counts)
+    hears, dismisses, receives = _cut(body[_HEAD.size :], *counts)
     return Heartbeat(
         incarnation,
         sequence,
         max(interval_ms, 1) / 1000,
-        bool(flags & _LEASE_VALID),
         bool(flags & _RESTING),
         hears,
         receives,
@@ -142,11 +139,12 @@ def unpack(datagram: bytes, key: bytes) -> Heartbeat | None:
     )
 
 
-def _cut(names: list[Name], counts: Collection[int]) -> Iterable[frozenset[Name]]:
-    start = 0
-    for count in counts:
-        yield frozenset(names[start : start + count])
-        start += count
+# What a node says of the others is the same for as long as nothing happens.
+@lru_cache(MAX_NAMES)
+def _cut(names: bytes, *counts: int) -> tuple[frozenset[Name], ...]:
+    each = [names[at : at + NAME_SIZE] for at in range(0, len(names), NAME_SIZE)]
+    ends = [sum(counts[: place + 1]) for place in range(len(counts))]
+    return tuple(frozenset(each[end - count : end]) for count, end in zip(counts, ends, strict=True))
 
 
 def _mac(body: bytes, key: bytes) -> bytes:

@@ -140,10 +140,10 @@ class Peers:
         """The nodes that we hear, and that have heard us."""
         return frozenset(peer.node for peer in self._peers.values() if peer.met and not peer.silent(now))
 
-    def next_silence(self, now: float) -> float:
-        """When the next of those that may be suspected falls silent, if it is not heard before."""
-        ends = (peer.silent_from for peer in self._peers.values() if peer.suspectable)
-        return min((end for end in ends if end > now), default=-NEVER)
+    def vouched(self, now: float) -> bool:
+        """Whether somebody that we hear says that it hears us, and nobody that we no longer count."""
+        said = [peer.said for peer in self._peers.values() if peer.said is not None and not peer.silent(now)]
+        return any(self._name in one.hears for one in said) and not any(self._name in one.dismisses for one in said)
 
     def cut_off(self, now: float, *, lease_valid: bool) -> bool:
         """Whether the others must have taken over from us: our Lease has run out, and either one of them said that it
@@ -156,7 +156,7 @@ class Peers:
             self._dismissed = False
             return False
         heard = [peer for peer in self._peers.values() if not peer.silent(now)]
-        if any(p.said is not None and p.said.lease_valid and self._name in p.said.dismisses for p in heard):
+        if any(peer.said is not None and self._name in peer.said.dismisses for peer in heard):
             self._dismissed = True
         met = sum(1 for peer in self._peers.values() if peer.met and peer.contact.counted)
         return self._dismissed or (met > 1 and not any(peer.met for peer in heard))
@@ -169,7 +169,6 @@ class Peers:
             self._incarnation,
             self._sequence,
             self.interval_s,
-            lease_valid,
             resting,
             hears=frozenset(peer.name for peer in heard if peer.met),
             receives=frozenset(peer.name for peer in heard if not peer.met),
@@ -257,8 +256,12 @@ class Peers:
         for peer in self._peers.values():
             peer.heard_at += paused_s
 
-    def judge(self, now: float) -> None:
-        """Suspects those of whom it is due. To be called after everything that has come was heard."""
+    def judge(self, now: float) -> float:
+        """Suspects those of whom it is due. To be called after everything that has come was heard.
+
+        Answers when the next falls silent if it is not heard before; with `now` where one is silent already, and what
+        the others say of it may change at any moment.
+        """
         due = [p for p in self._peers.values() if p.suspectable and not p.suspected and p.silent(now)]
         for peer in due:
             if peer.silent_from < peer.on_probation_until:
@@ -270,6 +273,8 @@ class Peers:
             self._news.changes.append(Change(peer.node, True, why))
             if why.endswith(_NOBODY_ELSE):
                 self._doubt(peer)
+        ends = (peer.silent_from for peer in self._peers.values() if peer.suspectable and not peer.suspected)
+        return max(now, min(ends, default=-NEVER))
 
     def _why(self, peer: _Peer, now: float) -> str:
         """Why the peer, which is silent, is to be suspected; empty if it is not."""

@@ -20,6 +20,7 @@ from purelb_sm.net import Held
 from purelb_sm.net.fake import FakeKernel
 from purelb_sm.settings import AgentSettings
 from tests.support.product import JSON, NAMESPACE, Cluster, service_object
+from tests.support.segment import Segment
 from tests.support.waiting import eventually
 
 QUICK = {"lease_s": 2.0, "renew_s": 0.3, "report_s": 0.1, "resync_s": 60.0, "heartbeat_s": 0.0}
@@ -95,6 +96,7 @@ class Lab:
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     times_of_day: dict[str, Callable[[], datetime]] = field(default_factory=dict)
     """The wall clocks of nodes that have one of their own."""
+    segment: Segment = field(default_factory=Segment)
 
     def kernel(self, name: str) -> FakeKernel:
         if name not in self.kernels:
@@ -109,7 +111,13 @@ class Lab:
                 self.cluster.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
             client = await self.stack.enter_async_context(KubeClient.at(self.cluster.url, timeout_s=5.0))
             values = {**QUICK, "node_name": name, "web_port": 0, **settings}
-            agent = Agent(AgentSettings(**values), client, self.kernel(name), now=self.times_of_day.get(name, utc_now))
+            agent = Agent(
+                AgentSettings(**values),
+                client,
+                self.kernel(name),
+                now=self.times_of_day.get(name, utc_now),
+                datagrams=self.segment.plug(name),
+            )
             running = RunningAgent(name, agent, self.kernel(name), asyncio.create_task(agent.run()))
             self.stack.push_async_callback(running.kill)
             self.agents[name] = running

@@ -29,7 +29,6 @@ heartbeats = st.builds(
     incarnation=st.binary(min_size=8, max_size=8),
     sequence=st.integers(0, 2**64 - 1),
     interval_s=st.integers(1, 65535).map(lambda ms: ms / 1000),
-    lease_valid=st.booleans(),
     resting=st.booleans(),
     hears=names,
     receives=names,

@@ -8,6 +8,7 @@ import secrets
 import signal
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -26,6 +27,7 @@ from purelb_sm.sandbox.cluster.layout import (
     FABRIC,
     LOCAL_V4,
     LOCAL_V6,
+    NOBODYS_MAC,
     NODE_INTERFACE,
     PREFIX_START,
     ROUTED,
@@ -262,6 +264,16 @@ class Cluster:
             cables.add_cable(node, BRIDGE, self.namespace_of(node), NODE_INTERFACE)
             cables.set_link(node, up=True)
 
+    async def cut(self, one: str, other: str) -> None:
+        """These two nodes do not reach each other any more; everybody else reaches both, and they everybody else."""
+        for node, lost in ((one, other), (other, one)):
+            await self._inside(node, partial(_misdirect, self.layout.addresses(lost), NOBODYS_MAC))
+
+    async def join(self, one: str, other: str) -> None:
+        """Ends `cut`."""
+        for node, found in ((one, other), (other, one)):
+            await self._inside(node, partial(_misdirect, self.layout.addresses(found), None))
+
     async def partition(self, node: str) -> None:
         """The node lives and sees nobody: neither its link nor the API server."""
         await self._port(node, up=False)
@@ -346,6 +358,12 @@ def _set_link(name: str, *, up: bool) -> None:
 def _remove_node_interface() -> None:
     with wiring() as cables:
         cables.remove_link(NODE_INTERFACE)
+
+
+def _misdirect(addresses: Sequence[IPAddress], mac: str | None) -> None:
+    with wiring() as cables:
+        for address in addresses:
+            cables.set_neighbour(NODE_INTERFACE, address, mac)
 
 
 def _forget_configuration() -> None:

@@ -18,6 +18,9 @@ CLIENT_INTERFACE = "lan0"
 BRIDGE = "br0"
 CLIENT, FABRIC = "client", "fabric"
 
+# No interface of the cluster has it: what is sent there is lost.
+NOBODYS_MAC = "02:00:00:00:00:fe"
+
 # Where a node finds the API server, on its own loopback.
 API_PORT = 6443
 API_ADDRESSES = ("127.0.0.1", "::1")

@@ -57,6 +57,15 @@ class Wiring:
         extra = {"flags": _IFA_F_NODAD} if address.version == 6 else {}
         self._ip.addr("replace", index=self.index(interface), address=str(address), prefixlen=prefix_length, **extra)
 
+    def set_neighbour(self, interface: str, address: IPAddress, mac: str | None) -> None:
+        """What is sent to the address goes to that MAC whatever its owner says; None: to whoever has it, as usual."""
+        where = {"dst": str(address), "ifindex": self.index(interface), "family": _family(address.version)}
+        if mac is not None:
+            self._ip.neigh("replace", lladdr=mac, state="permanent", **where)
+        else:
+            with suppress_errno(errno.ENOENT):
+                self._ip.neigh("del", **where)
+
     def flush_addresses(self, interface: str) -> None:
         self._ip.flush_addr(index=self.index(interface))
 
