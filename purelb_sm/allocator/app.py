@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from datetime import UTC, datetime
+from datetime import datetime
 
 import structlog
 
@@ -20,6 +20,7 @@ from purelb_sm.allocator.engine import Engine
 from purelb_sm.allocator.intake import Intake
 from purelb_sm.allocator.leading import Leading
 from purelb_sm.allocator.metrics import AllocatorMetrics
+from purelb_sm.allocator.steady import SteadyClock
 from purelb_sm.allocator.thread import BookThread
 from purelb_sm.domain import names
 from purelb_sm.errors import DatabaseUnavailable, StoreError, TermLost
@@ -37,10 +38,6 @@ LAST_HEAD_S = 0.5
 """An end waits no longer than this for the last head of the history: somebody may have the database locked."""
 
 
-def utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 def identity() -> str:
     """Unique among allocators, and readable in the Lease: host name and process id."""
     return f"{socket.gethostname()}_{os.getpid()}"
@@ -49,13 +46,13 @@ def identity() -> str:
 class Allocator:
     """One allocator. `run()` works until cancelled."""
 
-    def __init__(self, settings: AllocatorSettings, client: KubeClient, book: Book, clock: Clock = utc_now) -> None:
+    def __init__(self, settings: AllocatorSettings, client: KubeClient, book: Book, clock: Clock | None = None) -> None:
         self.metrics = AllocatorMetrics()
         self.leading: Leading | None = None
         self._settings = settings
         self._client = client
         self._book = book
-        self._clock = clock
+        self._clock = clock or SteadyClock()
         self._thread = BookThread()
         self._identity = settings.identity or identity()
         self._recorder = EventRecorder(client, names.ALLOCATOR, self._identity)

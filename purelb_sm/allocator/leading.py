@@ -17,6 +17,7 @@ import structlog
 
 from purelb_sm.allocator.blocked import Blocked
 from purelb_sm.allocator.cluster import KubeCluster
+from purelb_sm.allocator.contested import Contested
 from purelb_sm.allocator.engine import Engine
 from purelb_sm.allocator.intake import Intake
 from purelb_sm.allocator.metrics import AllocatorMetrics
@@ -76,6 +77,7 @@ class Leading:
         self._head_moved = asyncio.Event()
         self._waiting: dict[ServiceKey, None] = {}
         self._blocked = Blocked()
+        self._contested = Contested()
         self.database_well = True
         self._all_seen = False
         self._publisher = Publisher(
@@ -109,16 +111,20 @@ class Leading:
         known = set(showing) | set(asking)
         gone = [key for key in booked if key not in known]
         waited = await self._insist(lambda: self._thread.call(self._engine.waiting_keys, WAITING_MAX))
-        theirs = set(asking)
-        asking = list(dict.fromkeys([*(key for key in waited if key in theirs), *asking]))
+        waiting, theirs = set(waited), set(asking)
+        waited = [key for key in waited if key in theirs]
         async with asyncio.TaskGroup() as group:
             group.create_task(self._publisher.run())
             group.create_task(self._teller.run())
-            # Shown first (adopted before anything is given), then gone (their claims may be asked for), then the rest.
-            for keys in (showing, gone, asking):
+            # Shown first (adopted before anything is given), then gone (their claims may be asked for), then those who
+            # are known to wait. The rest come in turn with whoever comes now: they may be one namespace's flood (E8).
+            for keys in (showing, gone, waited):
                 for start in range(0, len(keys), self._batch_max):
                     await self._plan_all(keys[start : start + self._batch_max])
-                    await self._publisher.roomy()
+                    await self._publisher.room()
+            for key in asking:
+                if key not in waiting:
+                    self._intake.queue.add(key)
             log.info("leading", term=self._engine.term, services=len(known), gone=len(gone))
             self._all_seen = True
             group.create_task(self._services())
@@ -186,11 +192,10 @@ class Leading:
     async def _services(self) -> None:
         queue = self._intake.queue
         while True:
-            keys = await queue.get_batch(self._batch_max)
+            keys = await queue.get_batch(min(self._batch_max, await self._publisher.room()))
             self._metrics.queue.set(len(queue))
             async with self._planning:
                 await self._plan_all(keys)
-            await self._publisher.roomy()
 
     async def _plan_all(self, keys: Sequence[ServiceKey]) -> None:
         """Plans these in this order. Those with a write under way come back to the queue when that is over."""
@@ -224,7 +229,13 @@ class Leading:
             view = views[made.key]
             if made.again:
                 self._intake.queue.add(made.key)
-            if view is not None and made.told:
+            if made.actions or view is None:
+                self._contested.settled(made.key)
+            if view is None or not made.told:
+                continue
+            if not made.actions and (pause_s := self._contested.pause_s(made.key)):
+                self._intake.queue.add_after(made.key, pause_s)
+            else:
                 shown.append((made, view))
         for key in self._blocked.waiting_for(obstacle for made in plans for obstacle in made.cleared):
             self._intake.queue.add(key)

@@ -1,14 +1,15 @@
 """Publishing: what is committed is shown, with bounded concurrency, and never twice at once for one Service.
 
 Knows nothing of why. A write that is not taken is not repeated here: its key goes back to the queue, and is planned
-anew from what the cluster then says (re-derive, never resume).
+anew from what the cluster then says (re-derive, never resume). Namespaces take turns here as in the queue of keys: what
+one of them has piled up is not in the way of another's (E8).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Protocol
@@ -24,6 +25,11 @@ log = structlog.get_logger(__name__)
 
 RETRY_FIRST_S = 0.1
 RETRY_LAST_S = 30.0
+LONGEST = 20
+"""So many writes for each that can be under way at once wait at most: then nothing more is planned."""
+ROOM = 4
+"""Nothing is planned until there is room for so many of each. Few, so that those who come now are planned soon; and
+enough for a transaction to be worth its while."""
 
 
 class Cluster(Protocol):
@@ -36,6 +42,32 @@ class Cluster(Protocol):
     def record(self, key: ServiceKey, uid: str, resource_version: str, note: EventNote) -> None: ...
 
     def absorb(self, view: ServiceView) -> None: ...
+
+
+class Backlog:
+    """Plans to be shown: taken from every namespace in turn, and those of one in their order."""
+
+    def __init__(self) -> None:
+        self._by_namespace: OrderedDict[str, deque[tuple[Plan, ServiceView]]] = OrderedDict()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, item: tuple[Plan, ServiceView]) -> None:
+        self._by_namespace.setdefault(item[0].key.namespace, deque()).append(item)
+        self._count += 1
+
+    def take(self) -> tuple[Plan, ServiceView]:
+        """The next one; the caller knows that there is one."""
+        namespace, items = next(iter(self._by_namespace.items()))
+        item = items.popleft()
+        self._count -= 1
+        if items:
+            self._by_namespace.move_to_end(namespace)
+        else:
+            del self._by_namespace[namespace]
+        return item
 
 
 class Publisher:
@@ -58,8 +90,10 @@ class Publisher:
         self._taken_off = taken_off
         self._concurrency = concurrency
         self._metrics = metrics
-        self._backlog: deque[tuple[Plan, ServiceView]] = deque()
-        self._wake = asyncio.Condition()
+        self._backlog = Backlog()
+        # Counts what is in the backlog: each write wakes one worker, and not all of them for one to get it.
+        self._ready = asyncio.Semaphore(0)
+        self._moved = asyncio.Condition()
         self._busy: set[ServiceKey] = set()
         self._again: set[ServiceKey] = set()
         self._failures: dict[ServiceKey, int] = {}
@@ -82,16 +116,20 @@ class Publisher:
 
     async def submit(self, plans: list[tuple[Plan, ServiceView]]) -> None:
         """Takes committed plans with the views they were made from; they are busy from now on."""
-        async with self._wake:
-            for item in plans:
-                self._busy.add(item[0].key)
-                self._backlog.append(item)
-            self._wake.notify_all()
+        for item in plans:
+            self._busy.add(item[0].key)
+            self._backlog.append(item)
+            self._ready.release()
 
-    async def roomy(self, rounds: int = 20) -> None:
+    async def roomy(self, rounds: int) -> None:
         """Waits while the backlog is long: more than that for each write that can be under way at once."""
-        async with self._wake:
-            await self._wake.wait_for(lambda: len(self._backlog) < self._concurrency * rounds)
+        async with self._moved:
+            await self._moved.wait_for(lambda: len(self._backlog) < self._concurrency * rounds)
+
+    async def room(self) -> int:
+        """Waits while the backlog is long; answers how many more it takes."""
+        await self.roomy(LONGEST - ROOM)
+        return LONGEST * self._concurrency - len(self._backlog)
 
     async def run(self) -> None:
         """Works until cancelled."""
@@ -101,15 +139,14 @@ class Publisher:
 
     async def drained(self) -> None:
         """Returns when nothing waits or runs."""
-        async with self._wake:
-            await self._wake.wait_for(lambda: not self._busy)
+        async with self._moved:
+            await self._moved.wait_for(lambda: not self._busy)
 
     async def _worker(self) -> None:
         while True:
-            async with self._wake:
-                await self._wake.wait_for(lambda: bool(self._backlog))
-                made, view = self._backlog.popleft()
-                self._wake.notify_all()
+            await self._ready.acquire()
+            made, view = self._backlog.take()
+            await self._tell()
             try:
                 await self._show(made, view)
             finally:
@@ -117,8 +154,12 @@ class Publisher:
                 if made.key in self._again:
                     self._again.discard(made.key)
                     self._requeue(made.key, 0.0)
-                async with self._wake:
-                    self._wake.notify_all()
+                await self._tell()
+
+    async def _tell(self) -> None:
+        """Wakes those who wait for the backlog to shrink or for the last write to end."""
+        async with self._moved:
+            self._moved.notify_all()
 
     async def _show(self, made: Plan, view: ServiceView) -> None:
         publication = made.publication

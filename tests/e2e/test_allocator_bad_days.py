@@ -37,6 +37,7 @@ from tests.support.product import (
     a_database,
     a_node,
     an_allocator,
+    group_object,
     local_group,
     service_object,
 )
@@ -320,6 +321,22 @@ async def test_a_hung_write_of_one_service_holds_up_no_other(tmp_path: Path) -> 
             for n in range(60):
                 await eventually(partial(cluster.shown, f"s{n}"), deadline_s=9.0)
             assert cluster.shown("hung") == []
+
+
+@pytest.mark.spec("E8")
+async def test_a_flood_of_one_namespace_does_not_hold_up_another(tmp_path: Path) -> None:
+    """From the watch to the status: neither what is to be planned nor what is to be written is in its way."""
+    flood = 600
+    pools = {"local": {"v4pools": [{"subnet": "172.30.248.0/21", "pool": "172.30.248.0/21"}]}}
+    async with a_cluster(tmp_path, group_object("default", pools), namespaces=["flood"]) as cluster:
+        cluster.server.faults.add(Fault("delay", "PATCH", "services/.*/status", delay_s=0.02))
+        async with an_allocator(cluster, a_database(tmp_path), publish_concurrency=4):
+            for n in range(flood):
+                cluster.create(service_object(f"flood/s{n}"))
+            await cluster.given("flood/s0")
+            cluster.create(service_object("quiet"))
+            await cluster.given("quiet")
+            assert sum(bool(cluster.shown(f"flood/s{n}")) for n in range(flood)) < flood / 2
 
 
 # -- whose turn it is -----------------------------------------------------------------------------------------------

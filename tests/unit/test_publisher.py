@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from purelb_sm.allocator.metrics import AllocatorMetrics
-from purelb_sm.allocator.publisher import Publisher
+from purelb_sm.allocator.publisher import LONGEST, ROOM, Publisher
 from purelb_sm.domain.book import EventNote, Plan, PolicyReset, Publication
 from purelb_sm.domain.views import Ingress, ServiceKey, ServiceView
 from purelb_sm.errors import Conflict, Forbidden, KubeError, NotFound, Throttled, Unavailable
@@ -58,8 +58,8 @@ class FakeCluster:
         self.absorbed.append(view)
 
 
-def item(name: str) -> tuple[Plan, ServiceView]:
-    key = ServiceKey("test", name)
+def item(name: str, namespace: str = "test") -> tuple[Plan, ServiceView]:
+    key = ServiceKey(namespace, name)
     view = service(key=key)
     publication = Publication(key, view.uid, view.resource_version, (), {"a": "b"}, None)
     return Plan(key, publication=publication, events=(NOTE,)), view
@@ -113,6 +113,37 @@ async def test_writes_run_side_by_side_up_to_the_bound() -> None:
         await publisher.drained()
     assert cluster.most == 3
     assert len(cluster.writes) == 9
+
+
+@pytest.mark.spec("E8")
+async def test_what_one_namespace_has_piled_up_is_not_in_the_way_of_another() -> None:
+    cluster = FakeCluster()
+    async with publishing(cluster, concurrency=1) as (publisher, _):
+        await publisher.submit([item(f"s{n}", "flood") for n in range(50)])
+        while not cluster.running:
+            await asyncio.sleep(0)
+        await publisher.submit([item("a", "quiet"), item("b", "quiet")])
+        cluster.gate.set()
+        await publisher.drained()
+    places = [place for place, key in enumerate(cluster.writes) if key.namespace == "quiet"]
+    # One write was under way already; then it is one of each in turn.
+    assert places == [2, 4]
+    flood = [key.name for key in cluster.writes if key.namespace == "flood"]
+    assert flood == [f"s{n}" for n in range(50)]
+
+
+async def test_no_more_is_planned_than_there_is_room_for() -> None:
+    cluster = FakeCluster()
+    async with publishing(cluster, concurrency=2) as (publisher, _):
+        assert await publisher.room() == 2 * LONGEST
+        await publisher.submit([item(f"s{n}") for n in range(2 * LONGEST + 2)])
+        while cluster.running < 2:
+            await asyncio.sleep(0)
+        waiting = asyncio.create_task(publisher.room())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        cluster.gate.set()
+        assert await waiting >= 2 * ROOM
 
 
 async def test_a_key_whose_write_is_under_way_comes_back_when_it_is_over() -> None:
