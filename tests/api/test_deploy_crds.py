@@ -144,6 +144,8 @@ REFUSED = [
         "preferredLifetime must not be longer than validLifetime",
     ),
     (LB_NODE_AGENTS, {"local": {"garpConfig": {"count": 11}}}, "less than or equal to 10"),
+    (LB_NODE_AGENTS, {"local": {"conflictProbe": {"count": 11}}}, "less than or equal to 10"),
+    (V1_AGENTS, {"local": {"conflictProbe": {"enabled": "yes"}}}, 'must be of type boolean: "string"'),
     (SERVICE_GROUPS, {"local": {"v4pools": [{"pool": "172.30.250.53/32"}]}}, "subnet: Required value"),
     (SERVICE_GROUPS, {"local": {"v4pools": "172.30.250.0/24"}}, 'must be of type array: "string"'),
     (SERVICE_GROUPS, {"local": {"announce": "somehow"}}, 'announce: Unsupported value: "somehow"'),

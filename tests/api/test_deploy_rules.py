@@ -113,7 +113,11 @@ GOOD: list[tuple[Resource, dict[str, Any]]] = [
                     {"key": "c", "operator": "DoesNotExist"},
                 ],
             },
-            "local": {"interfaces": ["eth1"], "garpConfig": {"count": 10}},
+            "local": {
+                "interfaces": ["eth1"],
+                "garpConfig": {"count": 10},
+                "conflictProbe": {"enabled": True, "count": 1},
+            },
         },
     ),
 ]

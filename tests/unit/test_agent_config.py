@@ -12,6 +12,7 @@ from purelb_sm.domain.agent_config import (
     AgentConfig,
     Choice,
     GarpConfig,
+    ProbeConfig,
     choose_config,
     parse_agent_config,
     parse_selector,
@@ -71,6 +72,18 @@ def test_v2_is_read() -> None:
         AddressConfig(600, 120, False),
         AddressConfig(None, None, True),
     )
+
+
+@pytest.mark.spec("C20")
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_the_probe_is_off_for_ipv4_until_it_is_asked_for(version: str) -> None:
+    assert DEFAULT_CONFIG.probe == ProbeConfig(False, 3, 0.1)
+
+    def read(probe: object) -> ProbeConfig:
+        return parse_agent_config(lbna({"local": {"conflictProbe": probe}}, "x", version)).probe
+
+    assert read({"enabled": True, "count": 2, "interval": "50ms"}) == ProbeConfig(True, 2, 0.05)
+    assert read({}) == ProbeConfig()
 
 
 @pytest.mark.spec("C3")
@@ -134,6 +147,11 @@ def test_where_purelb_would_go_on_without_its_guard_so_do_we() -> None:
         ({"local": {"garpConfig": {"enabled": "yes"}}}, "spec.local.garpConfig.enabled"),
         ({"local": {"garpConfig": {"initialDelay": "soon"}}}, "spec.local.garpConfig.initialDelay"),
         ({"local": {"garpConfig": {"interval": 5}}}, "spec.local.garpConfig.interval"),
+        ({"local": {"conflictProbe": True}}, "spec.local.conflictProbe"),
+        ({"local": {"conflictProbe": {"enabled": 1}}}, "spec.local.conflictProbe.enabled"),
+        ({"local": {"conflictProbe": {"count": 0}}}, "spec.local.conflictProbe.count"),
+        ({"local": {"conflictProbe": {"interval": "19ms"}}}, "spec.local.conflictProbe.interval"),
+        ({"local": {"conflictProbe": {"interval": "3s"}}}, "spec.local.conflictProbe.interval"),
         (
             {"local": {"addressConfig": {"localInterface": {"validLifetime": 59}}}},
             "spec.local.addressConfig.localInterface.validLifetime",

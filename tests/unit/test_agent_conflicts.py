@@ -21,11 +21,11 @@ from purelb_sm.agent.survey import own_macs
 from purelb_sm.domain import names
 from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.agent_config import ProbeConfig
-from purelb_sm.domain.announce import Desired, Kind, Verdict
+from purelb_sm.domain.announce import Desired, Keep, Kind, Verdict
 from purelb_sm.domain.macs import MAX_MACS, parse_macs, render_macs
 from purelb_sm.domain.states import AnnouncementState
 from purelb_sm.domain.views import LeaseView, ServiceKey
-from purelb_sm.net import Interface
+from purelb_sm.net import Interface, KernelRefused
 from purelb_sm.net.fake import FakeKernel
 from tests.support.virtual_time import run_virtual, virtual_clock
 
@@ -465,6 +465,39 @@ def test_what_is_not_wanted_any_more_is_neither_probed_nor_put_there() -> None:
         await node.live(60)
         assert len(node.ledger) == 0
         assert node.announcer.holdings.next_retry() is None
+
+    passes(play)
+
+
+@pytest.mark.spec("C20")
+def test_what_cannot_be_decided_is_probed_no_further() -> None:
+    async def play(node: Passes) -> None:
+        node.want(ONE)
+        await node.live(0.15)
+        node.verdicts[ONE] = Keep(ONE, "the node's LBNodeAgent cannot be read", ())
+        await node.live(0.02 + 5)
+        await node.announcer.work({ONE})
+        assert node.kernel.listens_for() == set()
+        assert await node.held() == set()
+        asked = len(node.kernel.probed)
+        node.want(ONE)
+        await node.live(0.5)
+        assert await node.held() == {ONE}
+        assert len(node.kernel.probed) == asked + 3, "what was found before is not believed any more"
+
+    passes(play)
+
+
+@pytest.mark.spec("C20")
+def test_what_should_leave_and_cannot_is_not_defended() -> None:
+    async def play(node: Passes) -> None:
+        node.want(ONE)
+        await node.live(0.5)
+        node.kernel.refuse(ONE, KernelRefused(5))
+        node.unwant(ONE)
+        await node.live(0.05)
+        assert await node.held() == {ONE}
+        assert node.kernel.listens_for() == set()
 
     passes(play)
 

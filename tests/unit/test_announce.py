@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from purelb_sm.domain import names
 from purelb_sm.domain.addresses import Address, Network
-from purelb_sm.domain.agent_config import AddressConfig, AgentConfig
+from purelb_sm.domain.agent_config import AddressConfig, AgentConfig, ProbeConfig
 from purelb_sm.domain.announce import Announcements, Desired, Groups, Keep, Kind, Place
 from purelb_sm.domain.announcing import Holder, announcing_changes, parse_announcing, render_announcing
 from purelb_sm.domain.election import Electorate
@@ -89,6 +89,34 @@ def test_a_local_address_goes_on_the_interface_of_its_subnet_with_its_prefix_and
         one: Desired(one, Kind.LOCAL, "eth4", 24, 300, None, True, key),
         other: Desired(other, Kind.LOCAL, "eth6", 64, 300, None, True, key, guarded=True),
     }
+
+
+@pytest.mark.spec("C20")
+@pytest.mark.parametrize("probe", [False, True])
+@pytest.mark.parametrize("skip", [None, False, True])
+def test_foreign_hosts_are_looked_for_as_configuration_and_group_say(probe: bool, skip: bool | None) -> None:
+    pools = {f"v{lan.version}pool": {"subnet": str(lan), "pool": str(lan)} for lan in (LAN, LAN6)}
+    spec = {"local": pools | ({} if skip is None else {"skipIPv6DAD": skip})}
+    view = ObjectView("ServiceGroup", "purelb.io/v2", "purelb-system", "default", "u", "1", 1, None, spec)
+    where = place(
+        live={"a": (LAN, LAN6)},
+        groups=Groups((parse_group(view), REMOTE)),
+        config=AgentConfig(probe=ProbeConfig(enabled=probe)),
+    )
+    found = verdicts(
+        where,
+        service("s", "172.30.250.53", "2001:db8:30::8001"),
+        service("r", "172.31.1.225", "fd00:1::225", group="routed"),
+    )
+    guarded = {str(address) for address, verdict in found.items() if verdict.guarded}
+    assert guarded == ({"172.30.250.53"} if probe else set()) | (set() if skip else {"2001:db8:30::8001"})
+
+
+def test_a_group_that_skips_the_probe_from_now_on_has_all_its_addresses_looked_at() -> None:
+    other = replace(LOCAL, skip_ipv6_dad=True)
+    table = Announcements(place())
+    table.update(service("s", "2001:db8:30::8001"))
+    assert set(table.move(place(groups=Groups((other, REMOTE, V1))))) == {ip_address("2001:db8:30::8001")}
 
 
 @pytest.mark.spec("C2", "C3")
