@@ -132,7 +132,11 @@ class Agent:
             clock,
             resync_s=settings.resync_s,
             strict=self._strict,
-            around=Surroundings(self._stations.is_ours, self.telling.was_announced, lambda: self.lease.valid),
+            around=Surroundings(
+                self._stations.is_ours,
+                self.telling.was_announced,
+                lambda: self.lease.valid and not self.heartbeats.cut_off,
+            ),
         )
         self.reports = ReportWriter(
             client, self.ledger.report, node, namespace=namespace, interval_s=settings.report_s, clock=clock
