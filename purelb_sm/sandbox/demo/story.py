@@ -165,6 +165,9 @@ class Story:
         column = f"--output=custom-columns=ANNOUNCING:.metadata.annotations.{_dotted(ANNOUNCING_V4)}"
         shown = await self._kubectl(*IN, "get", "service", FIRST, column)
         self._claim(f"the annotation names {other}", f"{other}, {NODE_INTERFACE}" in shown, shown)
+        async with self._terminal.waiting(f"the Lease of {node} to run out"):
+            lost = await self._purelb_until("history", f"--node={node}", shows=" lose ", timeout_s=TAKEOVER_TIMEOUT_S)
+        self._claim(f"the book has {node} as lost", str(address) in lost, lost)
 
     async def _allocator_killed(self) -> None:
         self._terminal.heading("6. The allocator is killed and started again")
@@ -234,13 +237,13 @@ class Story:
     async def _purelb(self, *words: str) -> str:
         return self._show(["purelb", *words], await self._sandbox.purelb(*words, check=False))
 
-    async def _purelb_until(self, *words: str, shows: str) -> str:
+    async def _purelb_until(self, *words: str, shows: str, timeout_s: float = 20.0) -> str:
         """What a command prints once it shows a word, since the book follows the cluster by a moment."""
 
         async def there() -> bool:
             return shows in (await self._sandbox.purelb(*words)).stdout
 
-        await self._wait(f"the book to have the move {shows}", there)
+        await self._wait(f"the book to have the move {shows.strip()}", there, timeout_s)
         return await self._purelb(*words)
 
     async def _run(self, *argv: str) -> str:
@@ -319,8 +322,8 @@ class Story:
         await self._wait("everything to be quiet", same_as_before)
 
 
-QUIET_LOOKS = 15
-"""How often in a row, every tenth of a second, nothing must have changed."""
+QUIET_LOOKS = 25
+"""How often in a row, every tenth of a second, nothing must have changed. A condition follows the book within 1 s."""
 
 
 def _dotted(annotation: str) -> str:
