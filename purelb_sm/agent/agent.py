@@ -2,7 +2,8 @@
 
 Start: the configuration, then the node's own subnets, then its Lease, which names them; and when that Lease has been
 seen among the others', the first comparison. The Lease is renewed whatever the rest does.
-End: what is announced is withdrawn, and only then the Lease deleted, so that the next node finds the addresses free.
+End: the Lease says so, each local address is handed to the next node and answers here until it answers there; what is
+left is withdrawn, and only then the Lease deleted.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import structlog
 from purelb_sm.agent import heartbeats
 from purelb_sm.agent.conflicts import Surroundings
 from purelb_sm.agent.endpoints import ServiceEndpoints
+from purelb_sm.agent.handover import Handover
 from purelb_sm.agent.heartbeats import Heartbeats
 from purelb_sm.agent.intake import ConfigReader, GroupReader, Watches
-from purelb_sm.agent.ledger import Ledger
+from purelb_sm.agent.ledger import Ledger, Where
 from purelb_sm.agent.metrics import AgentMetrics
 from purelb_sm.agent.roster import Roster
 from purelb_sm.agent.stations import Stations
@@ -48,8 +50,11 @@ from purelb_sm.settings import AgentSettings
 
 log = structlog.get_logger(__name__)
 
+HAND_OVER_S: Final = 2.0
+"""For so long an agent that is told to stop waits for the other nodes to announce what it holds. What none of them has
+announced by then is withdrawn like the rest."""
 WITHDRAW_S: Final = 2.6
-"""For so long an agent that is told to stop waits for the kernel, before it deletes its Lease in any case."""
+"""For so long, that included, it waits for the kernel, before it deletes its Lease in any case."""
 REPORT_S: Final = 0.4
 GOODBYE_S: Final = 0.7
 """... and for so long for the API server's answers after that: less than 5 s in all (D9)."""
@@ -77,6 +82,7 @@ class Agent:
         node, namespace = settings.node_name, settings.install_namespace
         self._settings = settings
         self._client = client
+        self._clock = clock
         self._strict = settings.when_api_away == "strict"
         self.incarnation = str(uuid4())
         self.watches = Watches.of(client, node, namespace, clock)
@@ -112,10 +118,20 @@ class Agent:
         self._config: AgentConfig | None = None
         self._configured = False
         self._draining: Draining | None = None
+        self._work: asyncio.Future[None] | None = None
         self._counted_until = float("-inf")
         self.endpoints = ServiceEndpoints(client, node, clock, self._endpoints_changed)
         self.table = Announcements(Place(node, load_balancer_class=settings.load_balancer_class), self.endpoints)
-        self.telling = Telling(node, client, self.watches, self.table, self.ledger, self.recorder)
+        self.telling = Telling(node, client, self.watches, self.table, self.ledger, self.recorder, self._heard)
+        # No longer than a Lease: an heir that has not said a word by then is dead, or cannot.
+        handover = Handover(
+            node,
+            self.table,
+            self.watches.services.get,
+            clock,
+            bound_s=settings.lease_s,
+            may_wait=lambda: self.upkeep.safe,
+        )
         self.upkeep = Upkeep(
             kernel,
             self.ledger,
@@ -137,6 +153,7 @@ class Agent:
                 self.telling.was_announced,
                 lambda: self.lease.valid and not self.heartbeats.cut_off,
             ),
+            handover=handover,
         )
         self.reports = ReportWriter(
             client, self.ledger.report, node, namespace=namespace, interval_s=settings.report_s, clock=clock
@@ -147,6 +164,7 @@ class Agent:
             lambda: len(self.liveness.live() - self.heartbeats.suspected),
             lambda: self.lease.valid,
             self.heartbeats,
+            lambda: self._draining is not None,
         )
         self._listen()
 
@@ -167,9 +185,13 @@ class Agent:
         assert view is not None, "a change has an object"
         self._see_the_living(old, new)
         self.upkeep.touch(self.table.forget(view.key) if new is None else self.table.update(new))
+        self.upkeep.touch(self.upkeep.handover.concerned(self.table.addresses_of(view.key)))
         self.telling.look_at(view.key)
         if self.table.follows_endpoints(view.key):
             self.endpoints.need()
+
+    def _heard(self, where: Where) -> bool:
+        return self.upkeep.announcer.frames.heard(where)
 
     def _endpoints_changed(self, service: ServiceKey | None) -> None:
         keys = self.table.following_endpoints() if service is None else [service]
@@ -185,7 +207,8 @@ class Agent:
             self._configure()
 
     def _node_changed(self, change: Change, old: NodeView | None, new: NodeView | None) -> None:
-        self._drain(asked_of(new))
+        if self._draining is not Draining.STOPPING:
+            self._drain(asked_of(new))
         if self._configured and (old is None or new is None or old.labels != new.labels):
             self._configure()
 
@@ -270,7 +293,9 @@ class Agent:
             }
         )
         self._meet()
-        if not self.watches.synced or not (self._roster.counted or self.upkeep.ready):
+        # That the Lease counts is not enough: it may still be as an earlier incarnation left it.
+        counted = self._roster.counted and self.lease.taken.is_set()
+        if not self.watches.synced or not (counted or self.upkeep.ready):
             return None
         if self._groups is None:
             self._groups = self._group_reader.read(self.watches.groups.items().values())
@@ -295,13 +320,18 @@ class Agent:
         """Works until cancelled, then ends in order. An error that is none of the cluster's or the kernel's flies out,
         and leaves what is announced where it is: the next incarnation takes it over."""
         await self.recorder.__aenter__()
+        self._work = work = asyncio.ensure_future(self._run_parts())
         try:
-            await self._work()
+            # Waited for, not awaited: while the addresses are handed over, all parts must go on.
+            await asyncio.wait({work})
+            work.result()
         except asyncio.CancelledError:
             await self.leave()
             raise
+        finally:
+            await _ended(work)
 
-    async def _work(self) -> None:
+    async def _run_parts(self) -> None:
         async with asyncio.TaskGroup() as group:
             for reflector in self.watches.all():
                 group.create_task(reflector.run())
@@ -326,6 +356,7 @@ class Agent:
             group.create_task(self._roster.bury(self._client))
             for reflector in self.watches.all():
                 await reflector.synced.wait()
+            await self.lease.taken.wait()
             self.upkeep.move()
 
     async def _tell(self) -> None:
@@ -341,9 +372,14 @@ class Agent:
     async def leave(self) -> None:
         """What an agent does that is told to stop, unless it is to keep what it announces."""
         announcer = self.upkeep.announcer
+        end = self._clock() + WITHDRAW_S
+        if not self._settings.keep_on_exit:
+            await self._hand_over()
+        if self._work is not None:
+            await _ended(self._work)
         if not self._settings.keep_on_exit:
             try:
-                await _within(WITHDRAW_S, announcer.withdraw_all())
+                await _within(end - self._clock(), announcer.withdraw_all())
             except NetError as error:
                 log.error("not_withdrawn", error=str(error))
         log.info("stopping", held=len(announcer.holdings))
@@ -354,6 +390,24 @@ class Agent:
             told &= await _within(GOODBYE_S, self.lease.close())
         if not (told and await _within(GOODBYE_S, events)):
             log.warning("api_server_not_told")
+
+    async def _hand_over(self) -> None:
+        """Gives every address that another node can hold to that one. Without the others there is nothing to wait for:
+        they do not read our Lease, or count on us no more."""
+        if not (self.upkeep.ready and self.lease.valid):
+            return
+        log.info("handing_over", held=len(self.upkeep.announcer.holdings))
+        self._drain(Draining.STOPPING)
+        if not await _within(HAND_OVER_S, self.upkeep.handed_over()):
+            log.warning("not_all_handed_over", left=self.upkeep.handover.waiting)
+
+
+async def _ended(work: asyncio.Future[None]) -> None:
+    """Cancels it, and waits for its end."""
+    work.cancel()
+    await asyncio.wait({work})
+    if not work.cancelled() and (error := work.exception()) is not None:
+        log.error("failed", error=repr(error))
 
 
 async def _within(limit_s: float, work: Awaitable[object]) -> bool:

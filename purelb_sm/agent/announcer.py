@@ -36,6 +36,10 @@ class Listener(Protocol):
         """The kernel holds it. `new`: we have just put it there."""
         ...
 
+    def heard(self, address: Address) -> None:
+        """The neighbours have been told of it, if they are to be told at all."""
+        ...
+
     def withdrawn(self, address: Address) -> None:
         """The kernel holds it no more on some interface."""
         ...
@@ -63,6 +67,34 @@ class _Plan:
     renew: list[Desired] = field(default_factory=list)
 
 
+class Handing(Protocol):
+    """What other nodes have to do with an address."""
+
+    def keeps(self, address: Address) -> bool:
+        """Whether an address that does not belong here any more must stay for now, until its heir announces it."""
+        ...
+
+    def takes_over(self, address: Address) -> bool:
+        """Whether another node has answered for it until now."""
+        ...
+
+    def forget(self, address: Address) -> None:
+        """It belongs here, or is not here any more."""
+        ...
+
+
+class Alone:
+    """There are no other nodes."""
+
+    def keeps(self, address: Address) -> bool:
+        return False
+
+    def takes_over(self, address: Address) -> bool:
+        return False
+
+    def forget(self, address: Address) -> None: ...
+
+
 class Announcer:
     """Not safe for two passes at once: one task calls `look`, `work`, `renew` and `withdraw_all`.
 
@@ -78,11 +110,13 @@ class Announcer:
         clock: Callable[[], float],
         around: Surroundings,
         probed: Callable[[Iterable[Address]], None],
+        handing: Handing | None = None,
     ) -> None:
         self.holdings = Holdings(kernel, ledger, clock)
-        self.frames = Frames(kernel, self._still_ours)
+        self.frames = Frames(kernel, self._still_ours, lambda where: listener.heard(where[0]))
         self.conflicts = Conflicts(kernel, around, probed, listener.conflict)
         self._around = around
+        self._handing: Handing = handing or Alone()
         self._kernel = kernel
         self._ledger = ledger
         self._decide = decide
@@ -121,8 +155,14 @@ class Announcer:
         if isinstance(verdict, Keep):
             self.holdings.leave(address)
             self.conflicts.forget(address)
+            self._handing.forget(address)
             return
         held = self.holdings.of(address)
+        if verdict is None and held and self._handing.keeps(address):
+            self._wait(held)
+            return
+        if verdict is not None or not held:
+            self._handing.forget(address)
         right = [one for one in held if verdict is not None and _fits(one, verdict)]
         self.holdings.settle(address, None if verdict is None else verdict.interface, right=bool(right))
         for one in held:
@@ -164,6 +204,14 @@ class Announcer:
             self.conflicts.guard(where)
         else:
             self.conflicts.let_go(where)
+
+    def _wait(self, held: Sequence[Held]) -> None:
+        """Another node is to have it: this one answers on, and tells nobody. Should it be ours again, all are told."""
+        for one in held:
+            self.frames.stop((one.address, one.interface))
+            self.conflicts.let_go((one.address, one.interface))
+            self._told.discard((one.address, one.interface))
+        self.holdings.leave(held[0].address)
 
     async def _remove(self, removals: Sequence[Held]) -> None:
         for held in removals:
@@ -232,12 +280,14 @@ class Announcer:
         where = (desired.address, desired.interface)
         if desired.kind is Kind.LOCAL and where not in self._told:
             self._told.add(where)
-            self.frames.start(where)
+            self.frames.start(where, at_once=self._handing.takes_over(desired.address))
 
     def _gone(self, where: Where) -> None:
         self.frames.stop(where)
         self.conflicts.let_go(where)
         self._told.discard(where)
+        if not self.holdings.of(where[0]):
+            self._handing.forget(where[0])
         self._listener.withdrawn(where[0])
 
     def _still_ours(self, where: Where) -> bool:

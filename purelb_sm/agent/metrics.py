@@ -23,17 +23,20 @@ class AgentMetrics(Collector):
         live_nodes: Callable[[], int],
         lease_valid: Callable[[], bool],
         heartbeats: Heartbeats,
+        draining: Callable[[], bool],
     ) -> None:
         self.registry = CollectorRegistry()
         self._upkeep = upkeep
         self._live_nodes = live_nodes
         self._lease_valid = lease_valid
         self._heartbeats = heartbeats
+        self._draining = draining
         self.registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
         holdings, frames = self._upkeep.announcer.holdings, self._upkeep.announcer.frames
-        counted, conflicts = holdings.counters, self._upkeep.announcer.conflicts.counters
+        counted, handover = holdings.counters, self._upkeep.handover
+        conflicts = self._upkeep.announcer.conflicts.counters
         yield from _each(
             CounterMetricFamily,
             {
@@ -42,6 +45,8 @@ class AgentMetrics(Collector):
                 "address_renewals": ("Lifetimes renewed", counted.renewed),
                 "address_vanished": ("Addresses that left without us", counted.vanished),
                 "kernel_refusals": ("Additions and removals that the kernel refused", counted.failed),
+                "handovers": ("Addresses withdrawn after another node announced them", handover.given),
+                "handovers_overdue": ("Addresses that no other node announced in time", handover.overdue),
                 "garp_sent": ("Gratuitous ARPs and unsolicited NAs sent", frames.sent),
                 "conflict_probes": ("ARP probes and solicitations for duplicates sent", conflicts.probes),
                 "conflicts_found": ("Probes that a foreign host answered, so that we do not announce", conflicts.found),
@@ -60,6 +65,8 @@ class AgentMetrics(Collector):
             GaugeMetricFamily,
             {
                 "addresses": ("Addresses of ours that the kernel holds", len(holdings)),
+                "addresses_handing_over": ("Addresses kept until another node announces them", handover.waiting),
+                "draining": ("1 while this node gives its addresses up", int(self._draining())),
                 "live_nodes": ("Nodes that take part in the election", self._live_nodes()),
                 "lease_valid": ("1 while the others count on this node", int(self._lease_valid())),
                 "peers_heard": ("Nodes that are heard, and that have heard this one", self._heartbeats.heard()),

@@ -7,6 +7,7 @@ from, and a conflict means to compute it again. A Service whose annotations are 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -53,6 +54,7 @@ class Telling:
         table: Announcements,
         ledger: Ledger,
         recorder: EventRecorder,
+        heard: Callable[[Where], bool] = lambda where: True,
     ) -> None:
         self._node = node
         self._client = client
@@ -61,6 +63,7 @@ class Telling:
         self._table = table
         self._ledger = ledger
         self._recorder = recorder
+        self._heard = heard
         self._queue = WorkQueue()
         self._busy: set[ServiceKey] = set()
         self._open = False
@@ -83,6 +86,10 @@ class Telling:
             # One that shares an address which is here already is told as if it came with it.
             if new or (self._open and key not in told):
                 self._record(key, desired)
+            self.look_at(key)
+
+    def heard(self, address: Address) -> None:
+        for key in self._table.services_of(address):
             self.look_at(key)
 
     def withdrawn(self, address: Address) -> None:
@@ -203,7 +210,9 @@ class Telling:
             elif isinstance(verdict, Desired):
                 state = self._ledger.state(address, verdict.interface)
                 if state is AnnouncementState.PRESENT:
-                    mine[address] = verdict.interface
+                    # Whoever held it until now withdraws when it reads this: not before the neighbours know of us.
+                    if self._heard((address, verdict.interface)):
+                        mine[address] = verdict.interface
                 elif state is AnnouncementState.FAILED:
                     given_up.append(address)
             elif verdict is None and self._table.winner(address) in (None, self._node):

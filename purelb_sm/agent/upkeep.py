@@ -21,6 +21,7 @@ import structlog
 
 from purelb_sm.agent.announcer import CHUNK, Announcer, Listener
 from purelb_sm.agent.conflicts import Surroundings
+from purelb_sm.agent.handover import Handover
 from purelb_sm.agent.ledger import Ledger
 from purelb_sm.agent.survey import OwnHomes, OwnSubnets, own_homes, own_macs, subnets_of
 from purelb_sm.domain.addresses import Address
@@ -86,8 +87,10 @@ class Upkeep:
         resync_s: float,
         strict: bool,
         around: Surroundings,
+        handover: Handover,
     ) -> None:
-        self.announcer = Announcer(kernel, ledger, self.decide, listener, clock, around, self.touch)
+        self.announcer = Announcer(kernel, ledger, self.decide, listener, clock, around, self.touch, handover)
+        self.handover = handover
         self.announcer.frames.counted = lambda: clock() < bearings.lease_valid_until() or bearings.vouched()
         self.homes: OwnHomes = ()
         self.subnets: OwnSubnets = ()
@@ -105,6 +108,7 @@ class Upkeep:
         self._hold = Hold.SAFE
         self._cut_off = False
         self._wake = asyncio.Event()
+        self._quiet = asyncio.Event()
         self._first: dict[Address, None] = {}
         self._later: dict[Address, None] = {}
         self._moved = True
@@ -122,6 +126,7 @@ class Upkeep:
     def move(self) -> None:
         """Nodes, groups or configuration changed: the node may stand elsewhere."""
         self._moved = True
+        self._quiet.clear()
         self._wake.set()
 
     def returned(self) -> None:
@@ -130,6 +135,16 @@ class Upkeep:
         self.announcer.tell_again()
         self._later.update(dict.fromkeys(self.announcer.holdings.addresses()))
         self._wake.set()
+
+    @property
+    def safe(self) -> bool:
+        """Whether we may go on holding what another node is to have: our Lease, if we are strict, and our neighbours
+        let us. Else that one has it by now, or must not find it here."""
+        return self._hold is Hold.SAFE and not self._cut_off
+
+    async def handed_over(self) -> None:
+        """Waits until what was to be done is done, and no address waits for an heir."""
+        await self._quiet.wait()
 
     def decide(self, address: Address) -> Verdict:
         """What belongs on this node now."""
@@ -183,10 +198,11 @@ class Upkeep:
         """When the next turn has something to do without being woken."""
         if self._first or self._later or (self._moved and self.ready):
             return float("-inf")
-        retry = self.announcer.holdings.next_retry()
+        retry, end = self.announcer.holdings.next_retry(), self.handover.next_end()
         return min(
             self._may_look if self._look else NEVER,
             NEVER if retry is None else retry,
+            NEVER if end is None else end,
             self._next_resync,
             self._next_renewal,
             self._hold_ends_at(),
@@ -201,10 +217,12 @@ class Upkeep:
         self._follow_lease()
         if self._moved:
             self._follow_place()
-        self._later.update(dict.fromkeys(self.announcer.holdings.due()))
+        self._later.update(dict.fromkeys([*self.announcer.holdings.due(), *self.handover.due()]))
         await self.announcer.work(self._take())
         if self.ready and not self._first and not self._later:
             self.settled.set()
+            if not self._moved and not self.handover.waiting:
+                self._quiet.set()
         if self._clock() >= self._next_renewal:
             await self._renew()
 

@@ -278,6 +278,15 @@ class Announcements:
                 found.update(nodes)
         return found
 
+    def heir(self, address: Address) -> str | None:
+        """The other node that is to answer for a local address; None if it is for this one, for nobody, or remote."""
+        found = self.place.groups.with_address(address) if address in self._services else None
+        winner = self.winner(address) if found is not None and self._is_local(address, found[0]) else None
+        return None if winner == self.place.node else winner
+
+    def _is_local(self, address: Address, group: Group) -> bool:
+        return group.pool_type is PoolType.LOCAL and not (group.agent_decides and self.winner(address) is None)
+
     def decide(self, address: Address) -> Verdict:
         services, config = self._services.get(address), self.place.config
         if services is None or config is None:
@@ -286,7 +295,7 @@ class Announcements:
         if found is None:
             return self._orphan(address, services)
         group, pool = found
-        local = group.pool_type is PoolType.LOCAL and not (group.agent_decides and self.winner(address) is None)
+        local = self._is_local(address, group)
         if local and self._preferred(address) is None:
             return Keep(address, "its endpoints are not known yet", services)
         if local and self.winner(address) != self.place.node:

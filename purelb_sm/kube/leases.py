@@ -272,6 +272,8 @@ class HeldLease:
         self._on_return: Callable[[], None] = lambda: None
         self._wake = asyncio.Event()
         self.valid_until = float("-inf")
+        self.taken = asyncio.Event()
+        """Set when it has been renewed for the first time: from then on it is ours, and no earlier incarnation's."""
         self._log = log.bind(lease=self._name)
 
     @property
@@ -317,6 +319,7 @@ class HeldLease:
         returned, self._failing = self._failing, False
         self._version = version_of(written)
         self.valid_until = started + self._duration_s
+        self.taken.set()
         if returned:
             self._log.info("lease_renewed_again")
             self._on_return()

@@ -48,6 +48,7 @@ class FakeKernel:
         self._default_routes: dict[Family, dict[str, int]] = {4: {}, 6: {}}
         self._refused: dict[IPAddress, NetError] = {}
         self._subscribers: list[PendingChanges] = []
+        self._watchers: list[Callable[[], None]] = []
         self._next_index = 1
         self.probed: list[Announcement] = []
         self._stations: dict[tuple[str, IPAddress], bytes] = {}
@@ -111,6 +112,10 @@ class FakeKernel:
         if error is not None:
             self._refused[address] = error
 
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """`callback()` after each change, before anybody else can do anything."""
+        self._watchers.append(callback)
+
     def lose_notices(self) -> None:
         """The subscribers are told to look at everything again."""
         self._tell_all(RESYNC)
@@ -157,6 +162,10 @@ class FakeKernel:
 
     async def addresses(self) -> list[Held]:
         return self._alive()
+
+    def holds(self, address: IPAddress) -> bool:
+        """Whether it is there and ours, by the last look: no lifetime ends by asking."""
+        return any(key[1] == address and held.mine for key, held in self._addresses.items())
 
     async def apply(self, add: Sequence[Wanted], remove: Sequence[Held]) -> dict[IPAddress, NetError | None]:
         self.applied.append((tuple(add), tuple(remove)))
@@ -294,3 +303,5 @@ class FakeKernel:
     def _tell_all(self, change: Change) -> None:
         for pending in self._subscribers:
             pending.tell(change)
+        for watcher in self._watchers:
+            watcher()

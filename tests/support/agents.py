@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from ipaddress import ip_address
+from itertools import pairwise
 from typing import Any
 
 from purelb_sm.agent.agent import Agent
@@ -87,6 +89,32 @@ async def _not_flushed(timeout_s: float) -> bool:
 
 
 @dataclass
+class Holders:
+    """Who held an address, after each change of any kernel from when it was first held, and for how long."""
+
+    address: Address
+    kernels: dict[str, FakeKernel]
+    seen: list[tuple[float, tuple[str, ...]]] = field(default_factory=list)
+
+    def look(self) -> None:
+        now = tuple(sorted(name for name, kernel in self.kernels.items() if kernel.holds(self.address)))
+        if (self.seen or now) and (not self.seen or self.seen[-1][1] != now):
+            self.seen.append((time.monotonic(), now))
+
+    def sets(self) -> list[tuple[str, ...]]:
+        return [held for _, held in self.seen]
+
+    def together_s(self) -> float:
+        """For how long two or more held it, at the longest."""
+        both = [(later - at) for (at, held), (later, _) in pairwise(self.seen) if len(held) > 1]
+        return max(both, default=0.0)
+
+    def never_nobody(self) -> None:
+        """There was no moment without a holder, and none with more than two."""
+        assert all(0 < len(held) <= 2 for held in self.sets()), self.sets()
+
+
+@dataclass
 class Lab:
     """A cluster with agents on its nodes."""
 
@@ -130,6 +158,14 @@ class Lab:
         """The nodes whose kernel holds it."""
         found = [n for n, k in self.kernels.items() if ip_address(address) in {h.address for h in await k.held()}]
         return sorted(found)
+
+    def watched(self, address: str) -> Holders:
+        """Who holds the address from now on, on the nodes that there are now."""
+        holders = Holders(ip_address(address), dict(self.kernels))
+        for kernel in holders.kernels.values():
+            kernel.on_change(holders.look)
+        holders.look()
+        return holders
 
     async def held_by(self, address: str, *nodes: str) -> None:
         """Waits until exactly these nodes hold it."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
 from purelb_sm.domain import names
-from tests.support.agents import Lab, a_lab
+from purelb_sm.net import KernelRefused
+from purelb_sm.sandbox.apiserver import Fault
+from tests.support.agents import QUICK, Lab, a_lab
 from tests.support.product import JSON, a_cluster, local_group
 from tests.support.waiting import eventually
 
@@ -97,3 +101,166 @@ async def test_an_agent_that_starts_knows_whether_its_node_is_drained_and_what_i
     await lab.allocated("echo", *ips)
     for ip in ips:
         await lab.held_by(ip, "node2")
+
+
+# Make before break.
+
+
+def announced_by(lab: Lab, name: str) -> str | None:
+    """The node that the Service's annotation names."""
+    return (lab.annotation(name) or "").partition(",")[0] or None
+
+
+async def settled(lab: Lab, name: str, ip: str) -> str:
+    """Waits until one node holds the address and says so; tells which."""
+    holder = await lab.one_holder(ip)
+    await eventually(lambda: announced_by(lab, name) == holder)
+    return holder
+
+
+@pytest.mark.spec("C6", "C17")
+async def test_told_to_stop_it_holds_each_address_until_another_node_says_that_it_does(lab: Lab) -> None:
+    await lab.start("node1", "node2", "node3")
+    await lab.allocated("echo", IP)
+    await lab.allocated("six", IP6)
+    leaving, six = await settled(lab, "echo", IP), await lab.one_holder(IP6)
+    seen, seen6 = lab.watched(IP), lab.watched(IP6)
+    told = lab.agents[leaving].announced(IP)
+    await eventually(lambda: lab.agents[leaving].announced(IP) == 3)
+    await lab.agents[leaving].terminate()
+    assert await lab.agents[leaving].held() == {}
+    assert lab.lease(leaving) is None
+    heir = await lab.held_elsewhere(IP, leaving)
+    assert seen.sets() == [(leaving,), tuple(sorted((leaving, heir))), (heir,)]
+    seen6.never_nobody()
+    assert (await lab.one_holder(IP6) == six) == (six != leaving)
+    assert lab.agents[heir].announced(IP) > 0, "the neighbours were told before the other withdrew"
+    assert announced_by(lab, "echo") == heir
+    assert lab.agents[leaving].announced(IP) == max(told, 3)
+
+
+@pytest.mark.spec("C17")
+async def test_drained_and_brought_back_an_address_is_never_nobodys(lab: Lab) -> None:
+    await lab.start("node1", "node2", "node3")
+    await lab.allocated("echo", IP)
+    node = await settled(lab, "echo", IP)
+    seen = lab.watched(IP)
+    await lab.mark(node, HOW["annotation"])
+    heir = await lab.held_elsewhere(IP, node)
+    await eventually(lambda: announced_by(lab, "echo") == heir)
+    await lab.mark(node, {"annotations": {names.DRAIN: None}})
+    await lab.held_by(IP, node)
+    both = tuple(sorted((node, heir)))
+    assert seen.sets() == [(node,), both, (heir,), both, (node,)]
+
+
+@pytest.mark.spec("C5", "C17")
+async def test_a_node_that_joins_gets_its_addresses_without_a_gap(lab: Lab) -> None:
+    await lab.start("node1", "node2")
+    ips = [f"172.30.250.{n}" for n in range(50, 60)]
+    for n, ip in enumerate(ips):
+        await lab.allocated(f"echo{n}", ip)
+        await settled(lab, f"echo{n}", ip)
+    lab.kernel("node3")
+    seen = [lab.watched(ip) for ip in ips]
+    await lab.start("node3")
+    moved = [await lab.one_holder(ip) for ip in ips].count("node3")
+    assert moved > 0
+    for one in seen:
+        one.never_nobody()
+
+
+@pytest.mark.spec("C17", "A15")
+async def test_a_shared_address_goes_with_the_first_of_its_services_that_names_the_heir(lab: Lab) -> None:
+    await lab.start("node1", "node2")
+    for n in range(3):
+        await lab.allocated(f"web{n}", IP, ports=[{"port": 80 + n, "protocol": "TCP"}])
+    node = await settled(lab, "web2", IP)
+    seen = lab.watched(IP)
+    lab.cluster.server.faults.add(Fault("error", method="PATCH", path=r"/services/web[01]/status"))
+    await lab.mark(node, HOW["label"])
+    await lab.held_elsewhere(IP, node)
+    seen.never_nobody()
+    assert seen.together_s() < QUICK["lease_s"]
+
+
+@pytest.mark.spec("C17")
+@pytest.mark.parametrize("why", ["kernel", "annotation"])
+async def test_an_heir_that_says_nothing_is_waited_for_no_longer_than_a_lease(lab: Lab, why: str) -> None:
+    await lab.start("node1", "node2")
+    await lab.allocated("echo", IP)
+    node = await settled(lab, "echo", IP)
+    other = "node2" if node == "node1" else "node1"
+    if why == "kernel":
+        lab.kernels[other].refuse(ip_address(IP), KernelRefused(12))
+    else:
+        lab.cluster.server.faults.add(Fault("error", method="PATCH", path=r"/services/echo/status"))
+    await lab.mark(node, HOW["annotation"])
+    await says(lab, node, "drain")
+    await lab.held_by(IP, *([] if why == "kernel" else [other]))
+    assert lab.agents[node].agent.upkeep.handover.overdue == 1
+    lab.kernels[other].refuse(ip_address(IP), None)
+    await lab.held_by(IP, other)
+
+
+@pytest.mark.spec("C6", "D9")
+async def test_told_to_stop_it_ends_in_time_though_no_heir_says_a_word(lab: Lab) -> None:
+    await lab.start("node1", "node2")
+    await lab.allocated("echo", IP)
+    node = await settled(lab, "echo", IP)
+    lab.kernels["node2" if node == "node1" else "node1"].refuse(ip_address(IP), KernelRefused(12))
+    started = time.monotonic()
+    await lab.agents[node].terminate()
+    assert time.monotonic() - started < 5.0
+    assert await lab.agents[node].held() == {}
+    assert lab.lease(node) is None
+
+
+@pytest.mark.spec("C17", "C11")
+async def test_what_is_nobodys_any_more_goes_at_once_though_it_waited_for_an_heir(lab: Lab) -> None:
+    await lab.start("node1", "node2")
+    await lab.allocated("echo", IP)
+    node = await settled(lab, "echo", IP)
+    lab.kernels["node2" if node == "node1" else "node1"].refuse(ip_address(IP), KernelRefused(12))
+    await lab.mark(node, HOW["annotation"])
+    await eventually(lambda: lab.agents[node].agent.upkeep.handover.waiting == 1)
+    lab.cluster.delete_service("echo")
+    await lab.held_by(IP)
+    assert lab.agents[node].agent.upkeep.handover.overdue == 0
+
+
+@pytest.mark.spec("C17", "C6")
+async def test_a_node_killed_while_it_is_drained_leaves_one_holder(lab: Lab) -> None:
+    await lab.start("node1", "node2", "node3")
+    await lab.allocated("echo", IP)
+    node = await settled(lab, "echo", IP)
+    slow = lab.cluster.server.faults.add(Fault("error", method="PATCH", path=r"/services/echo/status"))
+    await lab.mark(node, HOW["annotation"])
+    await eventually(lambda: lab.agents[node].agent.upkeep.handover.waiting == 1)
+    await lab.agents[node].kill()
+    lab.cluster.server.faults.remove(slow.number)
+    await lab.start(node)
+    heir = await lab.held_elsewhere(IP, node)
+    await eventually(lambda: announced_by(lab, "echo") == heir)
+
+
+@pytest.mark.spec("C7", "C9")
+async def test_a_node_names_itself_once_its_neighbours_have_been_told(lab: Lab) -> None:
+    """Who held the address before withdraws when it reads that."""
+    lab.cluster.server.apply(
+        {
+            "apiVersion": "purelb.io/v2",
+            "kind": "LBNodeAgent",
+            "metadata": {"name": "default", "namespace": "purelb-system"},
+            "spec": {"local": {"localInterface": "default", "garpConfig": {"initialDelay": "600ms"}}},
+        }
+    )
+    (node,) = await lab.start("node1")
+
+    def named() -> str | None:
+        found = announced_by(lab, "echo")
+        assert found is None or node.announced(IP) >= 1
+        return found
+
+    await lab.allocated("echo", IP)
+    await eventually(named)

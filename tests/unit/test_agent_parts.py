@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from purelb_sm.agent.announcer import Announcer
 from purelb_sm.agent.conflicts import Surroundings
 from purelb_sm.agent.frames import Frames
+from purelb_sm.agent.handover import Handover
 from purelb_sm.agent.ledger import Ledger, Where
 from purelb_sm.agent.roster import BURY_AFTER_S, Roster
 from purelb_sm.agent.upkeep import Bearings, Upkeep
@@ -49,6 +50,8 @@ class Silent:
     """A listener that hears nothing."""
 
     def announced(self, desired: Desired, *, new: bool) -> None: ...
+
+    def heard(self, address: Address) -> None: ...
 
     def withdrawn(self, address: Address) -> None: ...
 
@@ -257,8 +260,13 @@ async def test_a_kernel_that_cannot_be_asked_fails_what_was_asked_and_is_asked_a
 # Frames.
 
 
-def frames_of(kernel: FakeKernel, ours: Callable[[], bool] = lambda: True, **config: Any) -> Frames:
-    frames = Frames(kernel, lambda where: ours())
+def frames_of(
+    kernel: FakeKernel,
+    ours: Callable[[], bool] = lambda: True,
+    told: Callable[[Where], None] = lambda where: None,
+    **config: Any,
+) -> Frames:
+    frames = Frames(kernel, lambda where: ours(), told)
     frames.config = GarpConfig(**config)
     return frames
 
@@ -312,6 +320,39 @@ def test_a_series_ends_when_it_is_stopped_and_begins_anew_when_it_is_started_aga
         await asyncio.sleep(5)
 
     assert times(run_frames(play)) == [0.1, 1.1, 1.5, 2.0, 2.5]
+
+
+@pytest.mark.spec("C7", "C17")
+def test_on_a_takeover_the_first_frame_goes_at_once_and_the_second_after_the_initial_delay() -> None:
+    first: list[Where] = []
+    where = (ADDRESSES[0], "eth0")
+
+    async def play(kernel: FakeKernel, frames: Frames) -> None:
+        frames.start(where, at_once=True)
+        assert not frames.heard(where)
+        await asyncio.sleep(0.05)
+        assert frames.heard(where)
+        await asyncio.sleep(5)
+
+    assert times(run_frames(play, told=first.append)) == [0.0, 0.1, 0.6]
+    assert first == [where], "told once, not for each frame"
+    assert times(run_frames(play, initial_delay_s=0.0)) == [0.0, 0.5, 1.0]
+
+
+def test_what_cannot_or_shall_not_be_told_counts_as_told() -> None:
+    """Else whoever holds the address waited for it in vain."""
+    first: list[Where] = []
+    gone = (ADDRESSES[0], "gone0")
+
+    async def play(kernel: FakeKernel, frames: Frames) -> None:
+        frames.start(gone)
+        await asyncio.sleep(1)
+        assert frames.heard(gone)
+        assert frames.heard((ADDRESSES[1], "eth0"))
+
+    run_frames(play, told=first.append)
+    assert first == [gone]
+    run_frames(play, enabled=False)
 
 
 @pytest.mark.spec("C7")
@@ -407,6 +448,7 @@ class Node:
             resync_s=60.0,
             strict=strict,
             around=ALONE,
+            handover=Handover("a", table, lambda key: None, virtual_clock, bound_s=10.0),
         )
 
     async def held(self) -> list[str]:
