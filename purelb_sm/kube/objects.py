@@ -156,7 +156,7 @@ def decode_endpoint_slice(data: Data) -> EndpointSliceView:
 
 
 def _endpoint(read: raw.Endpoint) -> EndpointView:
-    """Conditions that are not given: ready and serving are true, terminating is false (EndpointSlice API)."""
+    """Conditions that are not given: ready is true, serving what ready is, terminating false (EndpointSlice API)."""
     conditions = read.conditions or raw.EndpointConditions()
     ready = conditions.ready is not False
     return EndpointView(

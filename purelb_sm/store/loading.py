@@ -94,7 +94,7 @@ def named(namespace: ColumnElement[str] | str, name: ColumnElement[str] | str) -
 def load(ws: Workspace, wanted: Mapping[ServiceKey, str | None]) -> dict[ServiceKey, Booked]:
     """All that the book says of these keys; each with the uid that asks now (None: nobody does)."""
     ws.flush()
-    live = {entry.key: entry for entry in _live_by_key(ws, wanted)}
+    live = {entry.key: entry for entry in live_by_key(ws, wanted)}
     asking = [uid for key, uid in wanted.items() if uid and not (key in live and live[key].uid == uid)]
     former = {entry.uid: entry for entry in _by_uid(ws, asking) if entry.state is ServiceState.WITHDRAWN}
     load_held(ws, list(live.values()))
@@ -183,7 +183,7 @@ def chunks(items: Iterable[T]) -> Iterator[list[T]]:
         yield some
 
 
-def _live_by_key(ws: Workspace, keys: Iterable[ServiceKey]) -> list[ServiceEntry]:
+def live_by_key(ws: Workspace, keys: Iterable[ServiceKey]) -> list[ServiceEntry]:
     found = []
     for some in chunks(keys):
         # An object and not a list: json_each of PostgreSQL takes no other.

@@ -82,6 +82,17 @@ def test_one_that_nobody_announces_is_told_what_would_change_that(desk: Desk) ->
     assert "running agent" in found["changes"]
 
 
+@pytest.mark.spec("B3", "C16")
+def test_of_several_addresses_the_silent_one_is_named(desk: Desk) -> None:
+    holds = [Hold(WEB, "uid-web", ip_address(each), "default", HTTP) for each in ("10.0.0.3", "fd00::3")]
+    desk.do(WEB, Observe(WEB, "uid-web"), *holds, Allocate(WEB, "uid-web", "default"))
+    desk.report(Agent("node3", started_at=desk.now).add("10.0.0.3").report())
+    found = explained(desk.url)
+    assert found["state"] == "announcing"
+    assert found["why"] == "it has every address that it asks for, and no node announces fd00::3"
+    assert "a live node in the subnet" in found["changes"]
+
+
 @pytest.mark.spec("B3", "C20")
 def test_a_node_that_cannot_announce_it_is_named_with_its_reason_until_it_can(desk: Desk) -> None:
     desk.allocate(WEB, "10.0.0.3")

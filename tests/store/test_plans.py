@@ -76,6 +76,7 @@ def test_no_transaction_scans_a_table(desk: Desk) -> None:
             unit.waiting(10)
             unit.announcing_nodes()
             unit.held_in(["shop", "infra"], ["default"])
+            unit.announcers([WEB, DNS])
             list(unit.held_ranges([AddressRange(ip_address("10.0.0.0"), ip_address("10.0.0.255"))]))
             unit.lose_node("node2", "?")
         hold = Hold(API, "v", ip_address("10.0.0.2"), "default", HTTP, sharing_key="K")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from ipaddress import ip_address, ip_network
@@ -269,6 +270,39 @@ async def test_ready_endpoints_count_and_where_there_are_none_those_that_still_s
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.spec("C10", "C18")
+@pytest.mark.parametrize(
+    ("ready", "serving", "terminating", "counts"),
+    [
+        (True, True, False, True),
+        (True, False, False, True),
+        (False, True, True, True),
+        (False, True, False, False),
+        (False, False, True, False),
+        (False, False, False, False),
+        (None, None, None, True),
+        (None, None, True, True),
+        (False, None, True, False),
+        (False, None, None, False),
+    ],
+)
+async def test_which_endpoints_take_traffic(
+    lab: Lab, ready: bool | None, serving: bool | None, terminating: bool | None, counts: bool
+) -> None:
+    """What is not given: ready is true, serving is what ready is, terminating is false (EndpointSlice API)."""
+    found = endpoints.ServiceEndpoints(lab.cluster.client, "node1", time.monotonic, lambda _: None)
+    conditions = {"ready": ready, "serving": serving, "terminating": terminating}
+    data = {
+        "metadata": {"name": "echo", "namespace": NAMESPACE, "uid": "u", "resourceVersion": "1"},
+        "endpoints": [
+            {"nodeName": "node1", "conditions": {k: v for k, v in conditions.items() if v is not None}},
+            {"conditions": {"ready": True}},
+        ],
+    }
+    nodes = {endpoint.node for endpoint in found._decode(json.dumps(data).encode()).endpoints}
+    assert nodes == ({"node1"} if counts else set())
 
 
 THREE = ("node1", "node2", "node3")
