@@ -206,7 +206,7 @@ class Leading:
 
     async def _plan(self, keys: Sequence[ServiceKey]) -> None:
         views = self._intake.views(keys)
-        self._notices.moved(self._intake.take_reworded(keys))
+        self._notices.reworded(self._intake.take_reworded(keys))
         for key in keys:
             if key not in views:
                 # Nobody tells us when it goes, as nobody could read what went.

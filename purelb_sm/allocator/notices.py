@@ -17,6 +17,7 @@ from typing import Final
 
 import structlog
 
+from purelb_sm.allocator.contested import Contested
 from purelb_sm.allocator.metrics import AllocatorMetrics
 from purelb_sm.allocator.publisher import Publisher
 from purelb_sm.domain.announced import Announcers, silence, tell_announced
@@ -64,12 +65,20 @@ class Notices:
         self._listen_s = listen_s
         self._period_s = period_s
         self._queue = WorkQueue()
+        # Virtual in tests, like all that waits here.
+        self._contested = Contested(lambda: asyncio.get_running_loop().time())
         self._looking = 0
         self._overdue: set[ServiceKey] = set()
         self._submitted: dict[ServiceKey, Condition] = {}
 
     def moved(self, keys: Iterable[ServiceKey]) -> None:
         """Announcements of these have changed in the book."""
+        for key in keys:
+            self._contested.settled(key)
+            self._queue.add(key)
+
+    def reworded(self, keys: Iterable[ServiceKey]) -> None:
+        """Somebody has changed the condition of these."""
         for key in keys:
             self._queue.add(key)
 
@@ -137,6 +146,9 @@ class Notices:
             self._queue.forget(key)
             self._submitted.pop(key, None)
             return None
+        if pause_s := self._contested.pause_s(key):
+            self._queue.add_after(key, pause_s)
+            return None
         self._again(key, made.condition)
         return Plan(key, publication=made.publication, events=made.events), view
 
@@ -151,5 +163,6 @@ class Notices:
 
     def _forget(self, key: ServiceKey) -> None:
         self._overdue.discard(key)
+        self._contested.settled(key)
         self._submitted.pop(key, None)
         self._queue.forget(key)

@@ -33,11 +33,9 @@ class Whole:
         found = next((c for c in conditions if c["type"] == "purelb.io/Announced"), None)
         return (found["status"], found["message"]) if found else None
 
-    async def create(
-        self, name: str, group: str = "default", annotations: JSON | None = None, **spec: object
-    ) -> list[str]:
-        wishes = {"purelb.io/service-group": group, **(annotations or {})}
-        self.lab.cluster.create(service_object(name, annotations=wishes, **spec))
+    async def create(self, name: str, group: str = "default", wishes: JSON | None = None, **spec: object) -> list[str]:
+        annotations = {"purelb.io/service-group": group, **(wishes or {})}
+        self.lab.cluster.create(service_object(name, annotations=annotations, **spec))
         return await self.lab.cluster.given(name)
 
     async def patch(self, name: str, body: JSON) -> None:

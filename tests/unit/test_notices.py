@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from ipaddress import ip_address
 from itertools import pairwise
@@ -363,5 +363,27 @@ def test_many_are_looked_at_in_shares_and_planning_gets_its_turn_between_them() 
         assert len(desk.writes) == 1000
         assert max(count for _, count in desk.asked) == 200
         assert stand.publisher.writing == 0
+
+    played(scene, desk)
+
+
+@pytest.mark.spec("C16")
+def test_who_undoes_the_condition_again_and_again_is_answered_ever_more_slowly() -> None:
+    desk = in_a_loop(lambda d: (d.add("a", "node1"), None)[-1])
+    key = ServiceKey("test", "a")
+
+    async def scene(stand: Stand) -> None:
+        for _ in range(300):
+            await asyncio.sleep(1)
+            if desk.says(key):
+                desk.services[key] = replace(desk.services[key], conditions=(), resource_version=f"x{virtual_clock()}")
+                stand.notices.reworded([key])
+        assert len(desk.writes) < 20
+        count = len(desk.writes)
+        desk.moved(key, "node2")
+        stand.notices.moved([key])
+        await asyncio.sleep(3)
+        assert desk.says(key) == "by node2 (eth0)"
+        assert len(desk.writes) == count + 1
 
     played(scene, desk)
