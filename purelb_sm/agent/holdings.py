@@ -59,6 +59,8 @@ class Holdings:
         self._clock = clock
         self._held: dict[Address, tuple[Held, ...]] = {}
         self._retries: dict[Address, _Retry] = {}
+        self._seen: list[Held] | None = None
+        """What the last look saw, if all that was believed since came from there."""
 
     # What there is.
 
@@ -125,9 +127,12 @@ class Holdings:
     async def look(self) -> tuple[set[Address], list[Where]]:
         """Takes in what the kernel holds. Answers with the addresses of which that was not what we believed, and with
         what has gone. Raises NetError: then we believe what we did."""
+        there = await self._kernel.held()
+        if self._same(there):
+            return set(), []
         seen: dict[Address, tuple[Held, ...]] = {}
         surprising: set[Address] = set()
-        for held in await self._kernel.held():
+        for held in there:
             seen[held.address] = (*seen.get(held.address, ()), held)
             known, state = self.get(held.address, held.interface), self._ledger.state(held.address, held.interface)
             if known is None or _shape(known) != _shape(held):
@@ -135,7 +140,7 @@ class Holdings:
             if state is not _S.PRESENT and not (state is _S.FAILED and known is not None):
                 surprising.add(held.address)
                 self._fire(held, _T.FOUND_PRESENT, valid_s=held.valid_s)
-        self._held = seen
+        self._held, self._seen = seen, there
         gone = [
             (record.address, record.interface)
             for record in self._ledger
@@ -145,6 +150,12 @@ class Holdings:
             surprising.add(where[0])
             self._vanished(where)
         return surprising, gone
+
+    def _same(self, there: list[Held]) -> bool:
+        """Whether that is what was seen at the last look, and nothing else was believed since: then there is nothing to
+        compare. A kernel without changes lists its addresses in one order, most of them as the same objects."""
+        seen = self._seen
+        return seen is not None and len(there) == len(seen) and all(map(_alike, there, seen))
 
     def _vanished(self, where: Where) -> None:
         self.counters.vanished += 1
@@ -208,6 +219,7 @@ class Holdings:
     async def _apply(self, add: Sequence[Wanted], remove: Sequence[Held]) -> dict[Address, NetError | None]:
         if not add and not remove:
             return {}
+        self._seen = None
         try:
             return await self._kernel.apply(add, remove)
         except NetError as error:
@@ -257,6 +269,7 @@ class Holdings:
     def _fire(
         self, what: Desired | Held, trigger: AnnouncementTrigger, valid_s: int | None = None, reason: str = ""
     ) -> None:
+        self._seen = None
         self._ledger.fire(
             what.address, what.interface, trigger, prefix_length=what.prefix_length, valid_s=valid_s, reason=reason
         )
@@ -303,6 +316,12 @@ def as_held(held: Held, lifetime_s: int) -> Wanted:
 
 def _key(held: Held) -> tuple[str, int]:
     return held.interface, held.prefix_length
+
+
+def _alike(one: Held, other: Held) -> bool:
+    return one is other or (
+        one.address is other.address and one.interface == other.interface and _shape(one) == _shape(other)
+    )
 
 
 def _shape(held: Held) -> tuple[int, bool, bool]:

@@ -14,13 +14,12 @@ import errno
 import socket
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
 
 import structlog
 
-from purelb_sm.net import links, pyroute
+from purelb_sm.net import links, pyroute, rows
 from purelb_sm.net import rtnetlink as nl
 from purelb_sm.net.errors import ForeignAddress, InterfaceMissing, NetError, from_errno
 from purelb_sm.net.model import Held, IPAddress, Wanted
@@ -28,73 +27,31 @@ from purelb_sm.net.ownership import Key, Ownership
 
 log = structlog.get_logger(__name__)
 
-_IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, interface index
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_CACHEINFO, _IFA_FLAGS, _IFA_PROTO = 1, 2, 6, 8, 11
-_INFINITE = 0xFFFFFFFF
-
-IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_DEPRECATED = 0x02, 0x08, 0x20
-IFA_F_TENTATIVE, IFA_F_NOPREFIXROUTE = 0x40, 0x200
+FEW = 16
+"""So many addresses are looked for in the bytes of a table, before a row of it is read."""
 
 # Gone already, or gone with its interface: what a removal wants is so.
 _GONE = (errno.EADDRNOTAVAIL, errno.ENODEV)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One row of the kernel's table. `peer` differs from `address` on point-to-point links only."""
-
-    address: IPAddress
-    peer: IPAddress
-    prefix_length: int
-    index: int
-    flags: int
-    protocol: int
-    valid_s: int | None
-
-    @property
-    def noprefixroute(self) -> bool:
-        return bool(self.flags & IFA_F_NOPREFIXROUTE)
+def entries(sock: nl.RtnlSocket) -> list[rows.Entry]:
+    """The whole table, both families, all interfaces, for who reads it once."""
+    return rows.Reader().read(_dump(sock))
 
 
-def entries(sock: nl.RtnlSocket) -> Iterator[Entry]:
-    """The whole table, both families, all interfaces. Asked for at once, read one by one: most are looked at once."""
-    messages = sock.dump(nl.RTM_GETADDR, _IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
-    parsed = (entry_of(body) for kind, _flags, body in messages if kind == nl.RTM_NEWADDR)
-    return (entry for entry in parsed if entry is not None)
-
-
-def entry_of(body: bytes) -> Entry | None:
-    """The row that an RTM_NEWADDR or RTM_DELADDR is about; None where it has no IP address."""
-    family, prefix_length, flags, _scope, index = _IFADDR.unpack_from(body)
-    found = dict(nl.attributes(body, _IFADDR.size))
-    peer = found.get(_IFA_ADDRESS, found.get(_IFA_LOCAL))
-    if family not in (socket.AF_INET, socket.AF_INET6) or peer is None:
-        return None
-    kind: type[IPv4Address] | type[IPv6Address] = IPv4Address if family == socket.AF_INET else IPv6Address
-    if _IFA_FLAGS in found:
-        flags = struct.unpack("=I", found[_IFA_FLAGS])[0]
-    valid = struct.unpack_from("=II", found[_IFA_CACHEINFO])[1] if _IFA_CACHEINFO in found else _INFINITE
-    address = kind(found.get(_IFA_LOCAL, peer))
-    return Entry(
-        address=address,
-        # One object for both, where a table of thousands has it in memory at once.
-        peer=address if address.packed == peer else kind(peer),
-        prefix_length=prefix_length,
-        index=index,
-        flags=flags,
-        protocol=found.get(_IFA_PROTO, b"\0")[0],
-        valid_s=None if valid == _INFINITE else valid,
-    )
+def _dump(sock: nl.RtnlSocket) -> list[bytes]:
+    messages = sock.dump(nl.RTM_GETADDR, rows.IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
+    return [body for kind, _flags, body in messages if kind == nl.RTM_NEWADDR]
 
 
 def add_request(wanted: Wanted, index: int, mark: bytes, *, renew: bool) -> nl.Request:
     """Adds an address that must not be there (EEXIST), or with `renew` changes the lifetime of one that is."""
-    flags = (IFA_F_NOPREFIXROUTE if wanted.noprefixroute else 0) | (IFA_F_NODAD if wanted.nodad else 0)
-    lifetime = _INFINITE if wanted.lifetime_s is None else wanted.lifetime_s
+    flags = (rows.IFA_F_NOPREFIXROUTE if wanted.noprefixroute else 0) | (rows.IFA_F_NODAD if wanted.nodad else 0)
+    lifetime = rows.INFINITE if wanted.lifetime_s is None else wanted.lifetime_s
     preferred = lifetime if wanted.preferred_s is None else wanted.preferred_s
     body = _identity(wanted.address, wanted.prefix_length, index)
-    body += nl.attribute(_IFA_FLAGS, struct.pack("=I", flags))
-    body += nl.attribute(_IFA_CACHEINFO, struct.pack("=IIII", preferred, lifetime, 0, 0)) + mark
+    body += nl.attribute(rows.IFA_FLAGS, struct.pack("=I", flags))
+    body += nl.attribute(rows.IFA_CACHEINFO, struct.pack("=IIII", preferred, lifetime, 0, 0)) + mark
     return nl.request(nl.RTM_NEWADDR, nl.NLM_F_CREATE | (nl.NLM_F_REPLACE if renew else nl.NLM_F_EXCL), body)
 
 
@@ -105,8 +62,8 @@ def remove_request(address: IPAddress, prefix_length: int, index: int) -> nl.Req
 def _identity(address: IPAddress, prefix_length: int, index: int) -> bytes:
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     packed = address.packed
-    header = _IFADDR.pack(family, prefix_length, 0, 0, index)
-    return header + nl.attribute(_IFA_LOCAL, packed) + nl.attribute(_IFA_ADDRESS, packed)
+    header = rows.IFADDR.pack(family, prefix_length, 0, 0, index)
+    return header + nl.attribute(rows.IFA_LOCAL, packed) + nl.attribute(rows.IFA_ADDRESS, packed)
 
 
 @dataclass(slots=True)
@@ -141,40 +98,63 @@ class AddressTable:
         self._link_sock = link_sock
         self._ownership = ownership
         self._promoting: set[int] = set()
+        self._reader = rows.Reader()
+        self._shown: dict[int, tuple[rows.Entry, Held]] = {}
+
+    def entries(self) -> list[rows.Entry]:
+        """The whole table, both families, all interfaces."""
+        return self._reader.read(_dump(self._sock))
 
     def all(self) -> list[Held]:
         """All addresses of all interfaces, ours and foreign."""
-        return self._named(entries(self._sock))
+        return self._named(self.entries())
 
     def held(self) -> list[Held]:
         """Our addresses."""
         # Only the interfaces of those are asked for: a node has one for each pod, and each costs a question.
         may_be_mine = self._ownership.may_be_mine
-        found = [one for one in entries(self._sock) if may_be_mine(one.address, one.prefix_length, one.protocol)]
+        found = [one for one in self.entries() if may_be_mine(one.address, one.prefix_length, one.protocol)]
         return [one for one in self._named(found) if one.mine]
 
-    def _named(self, found: Iterable[Entry]) -> list[Held]:
-        names: dict[int, str | None] = {}
-        return [held for entry in found if (held := self._held(entry, names)) is not None]
+    def _with(self, addresses: Collection[IPAddress]) -> Iterator[rows.Entry]:
+        """The rows of these addresses. Of many rows, those that cannot be one of few addresses are not read."""
+        if len(addresses) > FEW:
+            yield from (entry for entry in self.entries() if entry.address in addresses)
+            return
+        packed = [address.packed for address in addresses]
+        candidates = (body for body in _dump(self._sock) if any(one in body for one in packed))
+        for entry in map(rows.entry_of, candidates):
+            if entry is not None and entry.address in addresses:
+                yield entry
 
-    def _held(self, entry: Entry, names: dict[int, str | None]) -> Held | None:
+    def _named(self, found: Iterable[rows.Entry]) -> list[Held]:
+        names: dict[int, str | None] = {}
+        pairs = [(entry, held) for entry in found if (held := self._held(entry, names)) is not None]
+        # What does not change is the same object the next time: two looks at it are compared in no time.
+        self._shown = {id(entry): (entry, held) for entry, held in pairs}
+        return [held for _, held in pairs]
+
+    def _held(self, entry: rows.Entry, names: dict[int, str | None]) -> Held | None:
         if entry.index not in names:
             names[entry.index] = links.name_of(self._link_sock, entry.index)
         name = names[entry.index]
         if name is None:  # The interface went away after the dump, and its addresses with it.
             return None
+        mine, shown = self._is_mine(entry, name), self._shown.get(id(entry))
+        if shown is not None and _is_so(shown[1], name, mine, entry.valid_s):
+            return shown[1]
         return Held(
             address=entry.address,
             prefix_length=entry.prefix_length,
             interface=name,
-            mine=self._is_mine(entry, name),
+            mine=mine,
             valid_s=entry.valid_s,
             noprefixroute=entry.noprefixroute,
-            tentative=bool(entry.flags & IFA_F_TENTATIVE),
-            duplicate=bool(entry.flags & IFA_F_DADFAILED),
+            tentative=bool(entry.flags & rows.IFA_F_TENTATIVE),
+            duplicate=bool(entry.flags & rows.IFA_F_DADFAILED),
         )
 
-    def _is_mine(self, entry: Entry, name: str) -> bool:
+    def _is_mine(self, entry: rows.Entry, name: str) -> bool:
         return self._ownership.is_mine((name, entry.address, entry.prefix_length), entry.protocol)
 
     def apply(self, add: Sequence[Wanted], remove: Sequence[Held]) -> dict[IPAddress, NetError | None]:
@@ -183,10 +163,9 @@ class AddressTable:
         named: list[Wanted | Held] = [*add, *remove]
         work = _Work({one.address: None for one in named})
         indexes = {name: links.index_of(self._link_sock, name) for name in {one.interface for one in named}}
-        table: dict[tuple[int, IPAddress], list[Entry]] = defaultdict(list)
-        for entry in entries(self._sock):
-            if entry.address in work.answers:
-                table[entry.index, entry.address].append(entry)
+        table: dict[tuple[int, IPAddress], list[rows.Entry]] = defaultdict(list)
+        for entry in self._with(work.answers.keys()):
+            table[entry.index, entry.address].append(entry)
         kept: set[Key] = set()
         for wanted in add:
             index = indexes[wanted.interface]
@@ -203,7 +182,7 @@ class AddressTable:
         self._carry_out(work)
         return work.answers
 
-    def _plan_add(self, work: _Work, wanted: Wanted, index: int, present: list[Entry]) -> None:
+    def _plan_add(self, work: _Work, wanted: Wanted, index: int, present: list[rows.Entry]) -> None:
         if any(not self._is_mine(entry, wanted.interface) for entry in present):
             work.refuse(wanted.address, ForeignAddress(wanted.address, wanted.interface))
             return
@@ -218,7 +197,7 @@ class AddressTable:
         key = (wanted.interface, wanted.address, wanted.prefix_length)
         work.steps.append(_Step(request, wanted.address, key, adds=True, new=not renew))
 
-    def _plan_remove(self, work: _Work, held: Held, index: int, present: list[Entry]) -> None:
+    def _plan_remove(self, work: _Work, held: Held, index: int, present: list[rows.Entry]) -> None:
         for entry in present:
             if entry.prefix_length != held.prefix_length:
                 continue
@@ -227,7 +206,7 @@ class AddressTable:
             else:
                 work.refuse(held.address, ForeignAddress(held.address, held.interface))
 
-    def _step_remove(self, work: _Work, interface: str, entry: Entry) -> None:
+    def _step_remove(self, work: _Work, interface: str, entry: rows.Entry) -> None:
         key = (interface, entry.address, entry.prefix_length)
         request = remove_request(entry.address, entry.prefix_length, entry.index)
         work.steps.append(_Step(request, entry.address, key, adds=False))
@@ -257,6 +236,10 @@ class AddressTable:
                 # Worth a word, not worth refusing the address: it matters only when ours is the subnet's first.
                 log.warning("promote_secondaries not switched on", index=index, error=str(failed))
             self._promoting.add(index)
+
+
+def _is_so(shown: Held, name: str, mine: bool, valid_s: int | None) -> bool:
+    return shown.valid_s == valid_s and shown.mine == mine and shown.interface == name
 
 
 def _refusal(step: _Step, answer: nl.Answer) -> NetError:

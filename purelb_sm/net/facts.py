@@ -11,21 +11,20 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from ipaddress import ip_network
 
-from purelb_sm.net import addresses, links, pyroute
-from purelb_sm.net import rtnetlink as nl
+from purelb_sm.net import links, pyroute, rows
 from purelb_sm.net.model import Home, IPNetwork
 from purelb_sm.net.ownership import Ownership
 
-_UNUSABLE = addresses.IFA_F_DEPRECATED | addresses.IFA_F_DADFAILED
+_UNUSABLE = rows.IFA_F_DEPRECATED | rows.IFA_F_DADFAILED
 
 
 def homes(
-    sock: nl.RtnlSocket, link_sock: pyroute.Socket, ownership: Ownership, interfaces: Collection[str]
+    table: Iterable[rows.Entry], link_sock: pyroute.Socket, ownership: Ownership, interfaces: Collection[str]
 ) -> dict[str, tuple[Home, ...]]:
     """The subnets of each named interface, IPv4 first, in numeric order. See above for which addresses count."""
     by_index = {index: name for name in interfaces if (index := links.index_of(link_sock, name)) is not None}
     found: dict[str, list[Home]] = {name: [] for name in interfaces}
-    for entry in addresses.entries(sock):
+    for entry in table:
         name = by_index.get(entry.index)
         if name is None or ownership.is_mine((name, entry.address, entry.prefix_length), entry.protocol):
             continue
@@ -35,7 +34,7 @@ def homes(
     return {name: in_order(homes) for name, homes in found.items()}
 
 
-def subnet_of(entry: addresses.Entry) -> IPNetwork | None:
+def subnet_of(entry: rows.Entry) -> IPNetwork | None:
     """The subnet that this address puts its interface in, or None."""
     address = entry.address
     host_only = entry.prefix_length == address.max_prefixlen

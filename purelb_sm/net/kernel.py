@@ -88,7 +88,9 @@ class Kernel:
         return await self._in_thread(lambda: links.default_interface(self._link_sock, family))
 
     async def homes(self, interfaces: Collection[str]) -> dict[str, tuple[Home, ...]]:
-        return await self._in_thread(lambda: facts.homes(self._sock, self._link_sock, self._ownership, interfaces))
+        return await self._in_thread(
+            lambda: facts.homes(self._table.entries(), self._link_sock, self._ownership, interfaces)
+        )
 
     async def held(self) -> list[Held]:
         return await self._in_thread(self._table.held)

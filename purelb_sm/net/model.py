@@ -21,7 +21,7 @@ Family = Literal[4, 6]
 class Interface:
     """A network interface as the kernel shows it now. `kind` is the kernel's (`dummy`, `bridge`, `veth`); None for
     a physical one. `mac` is None where the link has no Ethernet address. `master` is the index of the bridge or bond
-    that it is a port of."""
+    that it is a port of. `noarp`: no neighbours are looked for there."""
 
     index: int
     name: str
@@ -30,6 +30,7 @@ class Interface:
     carrier: bool
     kind: str | None = None
     master: int | None = None
+    noarp: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,11 +54,11 @@ T = TypeVar("T")
 Message = Any
 """A dictionary of the fixed fields, whose `get` also finds attributes: by name, or by path when nested."""
 
-_SOL_NETLINK, _NETLINK_EXT_ACK = 270, 11
+_SOL_NETLINK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 270, 11, 12
 _DUMP_TRIES = 20
 # The kernel answers at once or not at all. This only keeps a lost answer from hanging us for ever.
 _ANSWER_TIMEOUT_S = 10.0
-_IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
+_IFF_UP, _IFF_NOARP, _IFF_LOWER_UP = 0x1, 0x80, 0x10000
 _ARPHRD_ETHER = 1
 _RTEXT_FILTER_SKIP_STATS = 8
 _RT_TABLE_MAIN, _RTN_UNICAST = 254, 1
@@ -106,6 +106,10 @@ class Socket:
         """`ip link set up`."""
         self._ask(f"#{index}", self._routes.link("set", index=index, state="up"))
 
+    def set_noarp(self, index: int) -> None:
+        """`ip link set arp off`."""
+        self._ask(f"#{index}", self._routes.link("set", index=index, flags=_IFF_NOARP, change=_IFF_NOARP))
+
     def promotes_secondaries(self, index: int) -> bool:
         """The interface's own setting (the namespace-wide one is ored to it by the kernel)."""
         setting = ("af_spec", "AF_INET", "promote_secondaries")
@@ -123,6 +127,8 @@ class Socket:
     async def _dump_routes(self, family: Family) -> AsyncIterable[Message]:
         request = rtmsg()
         request["family"] = socket.AF_INET if family == 4 else socket.AF_INET6
+        # Another table has a route for each address, and to read 10,000 of them only to pass over them takes a while.
+        request["table"] = _RT_TABLE_MAIN
         asked = NetlinkRequest(
             self._routes,
             request,
@@ -288,6 +294,9 @@ def _open_socket(open_socket: OpenSocket) -> socket.socket:
     opened = open_socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
     opened.setblocking(False)
     opened.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
+    with suppress(OSError):
+        # Without it (before Linux 4.20) the kernel takes no notice of the table that a dump of routes is asked for.
+        opened.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
     return opened
 
 
@@ -315,6 +324,7 @@ def _interface(message: Message) -> Interface:
         carrier=bool(flags & _IFF_LOWER_UP),
         kind=message.get(("linkinfo", "kind")),
         master=message.get("master"),
+        noarp=bool(flags & _IFF_NOARP),
     )
 
 

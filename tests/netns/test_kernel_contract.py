@@ -186,6 +186,24 @@ async def test_a_foreign_address_is_neither_taken_over_nor_removed(world: FakeWo
     assert (address, int(length)) in {(one.address, one.prefix_length) for one in await world.kernel.addresses()}
 
 
+@pytest.mark.spec("C4")
+async def test_among_many_a_foreign_address_is_left_alone_too(world: FakeWorld) -> None:
+    """Many are looked for in another way than few."""
+    many = [IPv4Address("172.30.250.60") + k for k in range(40)] + [ip_address("fd30:250::60") + k for k in range(40)]
+    foreign = {many[3], many[50]}
+    for address in foreign:
+        world.add_foreign(f"{address}/{24 if address.version == 4 else 64}", NIC)
+    for _ in range(2):
+        answers = await world.kernel.apply([local(address) for address in many], [])
+        assert {address for address, error in answers.items() if isinstance(error, ForeignAddress)} == foreign
+        assert {address for address, error in answers.items() if error is None} == set(many) - foreign
+    everything = [Held(a, 24 if a.version == 4 else 64, NIC, mine=True, valid_s=300) for a in many]
+    answers = await world.kernel.apply([], everything)
+    assert {address for address, error in answers.items() if isinstance(error, ForeignAddress)} == foreign
+    assert await world.kernel.held() == []
+    assert foreign <= {one.address for one in await world.kernel.addresses()}
+
+
 @pytest.mark.parametrize("address", [V4, V6])
 async def test_adding_again_renews_the_lifetime(world: FakeWorld, address: IPAddress) -> None:
     await world.kernel.apply([local(address, 30)], [])
@@ -255,6 +273,17 @@ async def test_ours_first_of_its_subnet_leaves_and_the_foreign_one_stays(world: 
     world.add_foreign("10.9.0.11/24", "enp2s0")
     await world.kernel.apply([], await world.kernel.held())
     assert IPv4Address("10.9.0.11") in {one.address for one in await world.kernel.addresses()}
+
+
+@pytest.mark.spec("C2")
+async def test_a_bridge_in_place_of_a_dummy_looks_for_no_neighbours_as_a_dummy_does_not(world: FakeWorld) -> None:
+    if await world.kernel.ensure_dummy("kube-lb0") != "bridge" or not isinstance(world, RealWorld):
+        return
+    assert "NOARP" in ip(world.name, "link", "show", "kube-lb0")
+    # Also one from before.
+    ip(world.name, "link", "set", "kube-lb0", "arp", "on")
+    await world.kernel.ensure_dummy("kube-lb0")
+    assert "NOARP" in ip(world.name, "link", "show", "kube-lb0")
 
 
 @pytest.mark.spec("C2")

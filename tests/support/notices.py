@@ -11,7 +11,7 @@ from contextlib import closing
 
 from purelb_sm.net import IPAddress
 from purelb_sm.net import rtnetlink as nl
-from purelb_sm.net.addresses import Entry, entry_of
+from purelb_sm.net.rows import Entry, entry_of
 
 RTM_NEWLINK, RTM_DELLINK, _RTM_GETLINK = 16, 17, 18
 IFLA_ADDRESS, IFLA_IFNAME = 1, 3

@@ -24,8 +24,8 @@ from typing import Self
 
 from purelb_sm.domain.addresses import Address
 from purelb_sm.net import rtnetlink as nl
-from purelb_sm.net.addresses import Entry, entry_of
 from purelb_sm.net.ownership import ADDRESS_PROTOCOL
+from purelb_sm.net.rows import Entry, entry_of
 from purelb_sm.sandbox.cluster import Cluster
 from tests.support.invariants import Bounds, Record, Region, Span, Told, Violation, Wish, judge, report
 from tests.support.notices import IFINFO, IFLA_ADDRESS, IFLA_IFNAME, RTM_DELLINK, RTM_NEWLINK, Kernel

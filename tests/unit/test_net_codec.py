@@ -20,10 +20,10 @@ from purelb_sm.net import (
     Interface,
     KernelRefused,
     NotPermitted,
-    addresses,
     facts,
     links,
     monitor,
+    rows,
 )
 from purelb_sm.net import rtnetlink as nl
 from purelb_sm.sandbox.cluster import client
@@ -147,8 +147,8 @@ async def test_equal_changes_that_wait_are_merged_and_the_order_is_kept() -> Non
     assert await pending.take() == Change("link", 3)
 
 
-def entry(text: str, length: int, flags: int = 0, peer: str | None = None) -> addresses.Entry:
-    return addresses.Entry(ip_address(text), ip_address(peer or text), length, 1, flags, 0, None)
+def entry(text: str, length: int, flags: int = 0, peer: str | None = None) -> rows.Entry:
+    return rows.Entry(ip_address(text), ip_address(peer or text), length, 1, flags, 0, None)
 
 
 @pytest.mark.parametrize(
@@ -162,11 +162,11 @@ def entry(text: str, length: int, flags: int = 0, peer: str | None = None) -> ad
         (entry("2001:db8::1", 128), None),
         (entry("fe80::1", 64), None),
         (entry("127.0.0.1", 8), None),
-        (entry("172.30.250.11", 24, addresses.IFA_F_DEPRECATED), None),
-        (entry("fd30:250::11", 64, addresses.IFA_F_DADFAILED), None),
+        (entry("172.30.250.11", 24, rows.IFA_F_DEPRECATED), None),
+        (entry("fd30:250::11", 64, rows.IFA_F_DADFAILED), None),
     ],
 )
-def test_which_addresses_put_an_interface_in_a_subnet(one: addresses.Entry, subnet: str | None) -> None:
+def test_which_addresses_put_an_interface_in_a_subnet(one: rows.Entry, subnet: str | None) -> None:
     assert facts.subnet_of(one) == (None if subnet is None else ip_network(subnet))
 
 
