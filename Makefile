@@ -29,7 +29,7 @@ unit: ## the fast part
 search: ## random interleavings for the book, ten times as many as a test run looks at (about 20 minutes)
 	HYPOTHESIS_PROFILE=search SEARCH_TIMES=10 $(PY) -m pytest tests/property
 
-bench: ## how fast it is; writes the tables of docs/performance.md (about 20 minutes on a quiet machine)
+bench: ## how fast it is; writes the tables of docs/performance.md (about 45 minutes on a quiet machine)
 	$(PY) -m benchmarks all --write
 
 install:

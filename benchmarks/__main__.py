@@ -8,10 +8,10 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from benchmarks import allocator, engine, idle, recreate, restart
+from benchmarks import allocator, announce, engine, failover, footprint, idle, kernel, recreate, restart
 from benchmarks.tables import Table, write
 
-NAMES = ("engine", "allocator", "restart", "recreate", "idle")
+NAMES = ("engine", "allocator", "restart", "recreate", "idle", "kernel", "failover", "announce", "agent")
 COUNTS = (1, 200, 1000, 5000)
 
 
@@ -37,6 +37,14 @@ def _runs(name: str, arguments: argparse.Namespace) -> Coroutine[Any, Any, list[
             return recreate.bench(kubeconfig, 100 if quick else 1000)
         case "idle":
             return idle.bench(kubeconfig, (50,) if quick else (1000,), 10.0 if quick else 60.0)
+        case "kernel":
+            return kernel.bench((200,) if quick else (1000, 10_000))
+        case "failover":
+            return failover.bench(2 if quick else 50)
+        case "announce":
+            return announce.bench(20 if quick else 200, 50 if quick else 1000)
+        case "agent":
+            return footprint.bench((0, 50) if quick else (0, 1000, 10_000), 10.0 if quick else 60.0)
     raise ValueError(name)
 
 

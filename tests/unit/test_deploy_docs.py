@@ -92,6 +92,15 @@ def test_the_page_of_the_lbnodeagent_has_the_defaults_of_the_agents() -> None:
     assert {name: rows[name] for name in expected} == expected
 
 
+def test_every_table_of_a_benchmark_has_its_place() -> None:
+    document = (ROOT / "docs" / "performance.md").read_text()
+    programs = "\n".join(file.read_text() for file in (ROOT / "benchmarks").glob("*.py"))
+    tables = set(re.findall(r'(?:Table|_table)\("(\w+)"', programs)) | {"crowded"}
+    assert tables >= {"kernel", "failover", "announce", "agent"}
+    assert [name for name in sorted(tables) if f"<!-- begin {name} -->\n" not in document] == []
+    assert [name for name in sorted(tables) if f"<!-- end {name} -->" not in document] == []
+
+
 def test_every_verb_is_on_the_page_of_the_command_line() -> None:
     page = (ROOT / "docs" / "reference" / "cli.md").read_text()
     verbs = [command.name for command in app.registered_commands]
