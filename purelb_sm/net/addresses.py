@@ -39,8 +39,9 @@ def entries(sock: nl.RtnlSocket) -> list[rows.Entry]:
     return rows.Reader().read(_dump(sock))
 
 
-def _dump(sock: nl.RtnlSocket) -> list[bytes]:
-    messages = sock.dump(nl.RTM_GETADDR, rows.IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
+def _dump(sock: nl.RtnlSocket, index: int = 0) -> list[bytes]:
+    """Of the interface with this index, where the kernel can tell them apart, or of all."""
+    messages = sock.dump(nl.RTM_GETADDR, rows.IFADDR.pack(socket.AF_UNSPEC, 0, 0, 0, index))
     return [body for kind, _flags, body in messages if kind == nl.RTM_NEWADDR]
 
 
@@ -99,11 +100,18 @@ class AddressTable:
         self._ownership = ownership
         self._promoting: set[int] = set()
         self._reader = rows.Reader()
-        self._shown: dict[int, tuple[rows.Entry, Held]] = {}
 
     def entries(self) -> list[rows.Entry]:
         """The whole table, both families, all interfaces."""
         return self._reader.read(_dump(self._sock))
+
+    def on(self, index: int) -> list[rows.Entry]:
+        """What is on one interface; nothing where there is none (any more)."""
+        try:
+            bodies = _dump(self._sock, index)
+        except InterfaceMissing:
+            return []
+        return [entry for body in bodies if (entry := rows.entry_of(body)) and entry.index == index]
 
     def all(self) -> list[Held]:
         """All addresses of all interfaces, ours and foreign."""
@@ -129,10 +137,7 @@ class AddressTable:
 
     def _named(self, found: Iterable[rows.Entry]) -> list[Held]:
         names: dict[int, str | None] = {}
-        pairs = [(entry, held) for entry in found if (held := self._held(entry, names)) is not None]
-        # What does not change is the same object the next time: two looks at it are compared in no time.
-        self._shown = {id(entry): (entry, held) for entry, held in pairs}
-        return [held for _, held in pairs]
+        return [held for entry in found if (held := self._held(entry, names)) is not None]
 
     def _held(self, entry: rows.Entry, names: dict[int, str | None]) -> Held | None:
         if entry.index not in names:
@@ -140,9 +145,13 @@ class AddressTable:
         name = names[entry.index]
         if name is None:  # The interface went away after the dump, and its addresses with it.
             return None
-        mine, shown = self._is_mine(entry, name), self._shown.get(id(entry))
-        if shown is not None and _is_so(shown[1], name, mine, entry.valid_s):
-            return shown[1]
+        mine = self._is_mine(entry, name)
+        if entry.held is None or not _is_so(entry.held, name, mine, entry.valid_s):
+            entry.held = self._told(entry, name, mine)
+        # What does not change is the same object the next time: two looks at it are compared in no time.
+        return entry.held
+
+    def _told(self, entry: rows.Entry, name: str, mine: bool) -> Held:
         return Held(
             address=entry.address,
             prefix_length=entry.prefix_length,

@@ -8,7 +8,7 @@ has only a /128 from DHCPv6 has no IPv6 subnet here, although a router may have 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from ipaddress import ip_network
 
 from purelb_sm.net import links, pyroute, rows
@@ -19,18 +19,22 @@ _UNUSABLE = rows.IFA_F_DEPRECATED | rows.IFA_F_DADFAILED
 
 
 def homes(
-    table: Iterable[rows.Entry], link_sock: pyroute.Socket, ownership: Ownership, interfaces: Collection[str]
+    on: Callable[[int], Iterable[rows.Entry]],
+    link_sock: pyroute.Socket,
+    ownership: Ownership,
+    interfaces: Collection[str],
 ) -> dict[str, tuple[Home, ...]]:
-    """The subnets of each named interface, IPv4 first, in numeric order. See above for which addresses count."""
-    by_index = {index: name for name in interfaces if (index := links.index_of(link_sock, name)) is not None}
+    """The subnets of each named interface, IPv4 first, in numeric order. See above for which addresses count. `on`
+    tells what is on the interface with an index."""
     found: dict[str, list[Home]] = {name: [] for name in interfaces}
-    for entry in table:
-        name = by_index.get(entry.index)
-        if name is None or ownership.is_mine((name, entry.address, entry.prefix_length), entry.protocol):
-            continue
-        subnet = subnet_of(entry)
-        if subnet is not None:
-            found[name].append(Home(subnet, entry.address if entry.address in subnet else None))
+    for name in interfaces:
+        index = links.index_of(link_sock, name)
+        for entry in () if index is None else on(index):
+            if ownership.is_mine((name, entry.address, entry.prefix_length), entry.protocol):
+                continue
+            subnet = subnet_of(entry)
+            if subnet is not None:
+                found[name].append(Home(subnet, entry.address if entry.address in subnet else None))
     return {name: in_order(homes) for name, homes in found.items()}
 
 

@@ -19,7 +19,7 @@ from typing import Self, TypeVar
 
 import structlog
 
-from purelb_sm.net import addresses, conflicts, facts, links, neighbours, pyroute
+from purelb_sm.net import addresses, conflicts, facts, links, neighbours, pyroute, routes
 from purelb_sm.net import rtnetlink as nl
 from purelb_sm.net.errors import NetError, from_errno
 from purelb_sm.net.model import Change, Family, Held, Home, Interface, IPAddress, Sighting, Wanted
@@ -85,12 +85,10 @@ class Kernel:
         return await self._in_thread(lambda: links.interfaces(self._link_sock))
 
     async def default_interface(self, family: Family) -> str | None:
-        return await self._in_thread(lambda: links.default_interface(self._link_sock, family))
+        return await self._in_thread(lambda: routes.default_interface(self._sock, self._link_sock, family))
 
     async def homes(self, interfaces: Collection[str]) -> dict[str, tuple[Home, ...]]:
-        return await self._in_thread(
-            lambda: facts.homes(self._table.entries(), self._link_sock, self._ownership, interfaces)
-        )
+        return await self._in_thread(lambda: facts.homes(self._table.on, self._link_sock, self._ownership, interfaces))
 
     async def held(self) -> list[Held]:
         return await self._in_thread(self._table.held)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from purelb_sm.net import pyroute
 from purelb_sm.net.errors import InterfaceMissing, InterfaceUnsuitable, KernelRefused
-from purelb_sm.net.model import Family, Interface
+from purelb_sm.net.model import Interface
 
 # A dummy link is meant for this; a bridge without ports behaves alike and is there on kernels built without dummies.
 DUMMY_KINDS = ("dummy", "bridge")
@@ -35,13 +35,6 @@ def matching(candidates: Iterable[Interface], pattern: re.Pattern[str]) -> list[
     """The interfaces whose name the pattern finds (anywhere in the name, as PureLB's `localInterface`), without
     those that have no Ethernet address, as the loopback."""
     return [one for one in candidates if one.mac is not None and pattern.search(one.name)]
-
-
-def default_interface(sock: pyroute.Socket, family: Family) -> str | None:
-    """The outgoing interface of the default route with the lowest metric in the main table."""
-    # min() keeps the first of equals, and the kernel lists the route that it prefers first.
-    best = min(sock.default_routes(family), key=lambda route: route.metric, default=None)
-    return None if best is None else name_of(sock, best.index)
 
 
 def ensure_dummy(sock: pyroute.Socket, name: str) -> str:

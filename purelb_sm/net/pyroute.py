@@ -1,6 +1,6 @@
-"""The one door to pyroute2: links, routes and notices, in words of our own. No message of the library's stays.
+"""The one door to pyroute2: links and notices, in words of our own. No message of the library's stays.
 
-Addresses do not come this way: they are too many for the time it takes (see `rtnetlink`).
+Addresses and routes do not come this way: they are too many for the time it takes (see `rtnetlink`).
 
 What one must know of pyroute2 0.9 to change anything here:
 * It is given a socket that we opened (`use_socket`), so that the caller decides in which network namespace; its own
@@ -10,8 +10,6 @@ What one must know of pyroute2 0.9 to change anything here:
 * `link("get")` and `link_lookup` ask for an acknowledgement that nobody fetches: it stays in memory for good.
 * Once its socket has had an error the object answers nothing more, and a new one is needed.
 * `get()` ends after one datagram, and never gives others a turn while datagrams wait.
-* `get_default_routes` pays no heed to its `table`, and ends at the first datagram that has no default route in it: the
-  rest of the dump stays where it is, and the next one is refused with EBUSY. So we ask ourselves.
 * A message and each of its attributes refer to themselves (`chain`). Left to the garbage collector, those of 100 links
   lie about in 10 MiB; so they are let go of here.
 * A message class made from another one keeps that one's attributes, so ours are made from `nlmsg`.
@@ -25,15 +23,12 @@ import os
 import socket
 from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pyroute2.iproute.linux import AsyncIPRoute
-from pyroute2.iproute.parsers import default_routes, get_header
 from pyroute2.netlink import (
     NLA_F_NESTED,
     NLM_F_ACK,
-    NLM_F_DUMP,
     NLM_F_DUMP_INTR,
     NLM_F_REQUEST,
     nla,
@@ -41,20 +36,19 @@ from pyroute2.netlink import (
     rtnl,
 )
 from pyroute2.netlink.exceptions import NetlinkDecodeError, NetlinkDumpInterrupted, NetlinkError
-from pyroute2.netlink.nlsocket import NetlinkRequest
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from purelb_sm.net.errors import DumpInterrupted, InterfaceMissing, NetError, from_errno
-from purelb_sm.net.model import Family, Interface
+from purelb_sm.net.model import Interface
 from purelb_sm.net.rtnetlink import OpenSocket, enlarge_receive_buffer
 
 T = TypeVar("T")
 Message = Any
 """A dictionary of the fixed fields, whose `get` also finds attributes: by name, or by path when nested."""
 
-_SOL_NETLINK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 270, 11, 12
+_SOL_NETLINK, _NETLINK_EXT_ACK = 270, 11
 _DUMP_TRIES = 20
 # The kernel answers at once or not at all. This only keeps a lost answer from hanging us for ever.
 _ANSWER_TIMEOUT_S = 10.0
@@ -64,16 +58,8 @@ _RTEXT_FILTER_SKIP_STATS = 8
 _RT_TABLE_MAIN, _RTN_UNICAST = 254, 1
 
 
-@dataclass(frozen=True, slots=True)
-class DefaultRoute:
-    """A default route of the main table, and the interface that it (or its first next hop) leaves by."""
-
-    metric: int
-    index: int
-
-
 class Socket:
-    """Asks and changes links, and asks for routes. It blocks, so it is for threads in which no event loop runs; the one
+    """Asks and changes links. It blocks, so it is for threads in which no event loop runs; the one
     that made it uses and closes it.
 
     Every method raises the named error for what the kernel answered.
@@ -118,27 +104,6 @@ class Socket:
     def promote_secondaries(self, index: int) -> None:
         """Switches it on. Over netlink, since /proc/sys is read-only in most containers."""
         self._ask(f"#{index}", self._promote_secondaries(index))
-
-    def default_routes(self, family: Family) -> list[DefaultRoute]:
-        """Those that can be used, in the kernel's order: of equal ones it prefers the first."""
-        found = self._ask("", complete(lambda: self._dump_routes(family), _default_route))
-        return [route for route in found if route is not None]
-
-    async def _dump_routes(self, family: Family) -> AsyncIterable[Message]:
-        request = rtmsg()
-        request["family"] = socket.AF_INET if family == 4 else socket.AF_INET6
-        # Another table has a route for each address, and to read 10,000 of them only to pass over them takes a while.
-        request["table"] = _RT_TABLE_MAIN
-        asked = NetlinkRequest(
-            self._routes,
-            request,
-            msg_type=rtnl.RTM_GETROUTE,
-            msg_flags=NLM_F_REQUEST | NLM_F_DUMP,
-            parser=_default_or_header,
-        )
-        await asked.send()
-        found: AsyncIterable[Message] = asked.response()
-        return found
 
     async def _promote_secondaries(self, index: int) -> None:
         request = _PromoteSecondaries()
@@ -294,9 +259,6 @@ def _open_socket(open_socket: OpenSocket) -> socket.socket:
     opened = open_socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
     opened.setblocking(False)
     opened.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
-    with suppress(OSError):
-        # Without it (before Linux 4.20) the kernel takes no notice of the table that a dump of routes is asked for.
-        opened.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
     return opened
 
 
@@ -326,28 +288,6 @@ def _interface(message: Message) -> Interface:
         master=message.get("master"),
         noarp=bool(flags & _IFF_NOARP),
     )
-
-
-def _default_or_header(data: bytes, offset: int, length: int) -> Message:
-    """Reads default routes only, for there is a route for each address and each pod. Of the others there is left what
-    tells that the dump goes on."""
-    found = default_routes(data, offset, length)
-    return _bare(get_header(data, offset)) if found is None else found
-
-
-def _bare(header: dict[str, Any]) -> Message:
-    """A message that has nothing but a header."""
-    message = nlmsg()
-    message["header"] = header
-    return message
-
-
-def _default_route(message: Message) -> DefaultRoute | None:
-    if not isinstance(message, rtmsg) or message["dst_len"] != 0 or message["type"] != _RTN_UNICAST:
-        return None
-    hops = message.get("multipath") or [{}]
-    index = message.get("oif") or hops[0].get("oif")
-    return DefaultRoute(message.get("priority", 0), index) if message.get("table") == _RT_TABLE_MAIN and index else None
 
 
 def _named(refused: Any, interface: str) -> NetError:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from purelb_sm.net import rtnetlink as nl
-from purelb_sm.net.model import IPAddress
+from purelb_sm.net.model import Held, IPAddress
 
 IFADDR: Final = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, interface index
 IFA_ADDRESS, IFA_LOCAL, IFA_CACHEINFO, IFA_FLAGS, IFA_PROTO = 1, 2, 6, 8, 11
@@ -38,6 +38,8 @@ class Entry:
     flags: int
     protocol: int
     valid_s: int | None
+    held: Held | None = field(default=None, compare=False, repr=False)
+    """What was told of it last, so that it need not be made again."""
 
     @property
     def noprefixroute(self) -> bool:

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from purelb_sm.net import KernelRefused, links, pyroute
-from purelb_sm.net.pyroute import DefaultRoute
+from purelb_sm.net import rtnetlink as nl
+from purelb_sm.net.routes import DefaultRoute, default_interface, default_routes
 from purelb_sm.sandbox.cluster import namespace
 from tests.netns.support import ip
 
@@ -41,7 +42,16 @@ def sock(node: str) -> Iterator[pyroute.Socket]:
         yield sock
 
 
-def test_only_default_routes_of_the_main_table_that_lead_somewhere_count(node: str, sock: pyroute.Socket) -> None:
+@pytest.fixture
+def raw(node: str) -> Iterator[nl.RtnlSocket]:
+    with closing(nl.RtnlSocket(namespace.socket_opener(node))) as raw:
+        yield raw
+
+
+def test_only_default_routes_of_the_main_table_that_lead_somewhere_count(
+    node: str, sock: pyroute.Socket, raw: nl.RtnlSocket
+) -> None:
+    assert (default_routes(raw, 4), default_routes(raw, 6)) == ([], [])
     for words in (
         "default via 172.30.250.1 metric 10 table 100",
         "unreachable default metric 20",
@@ -52,19 +62,24 @@ def test_only_default_routes_of_the_main_table_that_lead_somewhere_count(node: s
         ip(node, "route", "add", *words.split())
     index = links.index_of(sock, NIC)
     assert index is not None
-    assert sock.default_routes(4) == [DefaultRoute(30, index), DefaultRoute(40, index)]
+    assert default_routes(raw, 4) == [DefaultRoute(30, index), DefaultRoute(40, index)]
     ip(node, "-6", "route", "add", "unreachable", "default", "metric", "20")
-    assert sock.default_routes(6) == []
-    assert links.default_interface(sock, 4) == NIC
+    assert default_routes(raw, 6) == []
+    assert default_interface(raw, sock, 4) == NIC
 
 
-def test_the_default_route_is_found_among_thousands_again_and_again(node: str, sock: pyroute.Socket) -> None:
+def test_the_default_route_is_found_among_thousands_again_and_again(
+    node: str, sock: pyroute.Socket, raw: nl.RtnlSocket
+) -> None:
     """A dump of which most datagrams have no default route in them is read to its end all the same."""
     ip(node, "route", "add", "default", "via", "172.30.250.1")
-    routes = "".join(f"route add blackhole 10.{n // 250}.{n % 250}.0/24 table 100\n" for n in range(8000))
+    tables = ("table 100", "table main")
+    routes = "".join(
+        f"route add blackhole 10.{n // 250}.{n % 250}.0/24 {table}\n" for n in range(4000) for table in tables
+    )
     subprocess.run(["ip", "-n", node, "-batch", "-"], input=routes, text=True, check=True)
     for _ in range(3):
-        assert links.default_interface(sock, 4) == NIC
+        assert default_interface(raw, sock, 4) == NIC
     assert links.index_of(sock, NIC) is not None
 
 
