@@ -20,6 +20,7 @@ import structlog
 
 from purelb_sm.agent import heartbeats
 from purelb_sm.agent.conflicts import Surroundings
+from purelb_sm.agent.drain import Drain
 from purelb_sm.agent.endpoints import ServiceEndpoints
 from purelb_sm.agent.handover import Handover
 from purelb_sm.agent.heartbeats import Heartbeats
@@ -117,7 +118,6 @@ class Agent:
         self._groups: Groups | None = None
         self._config: AgentConfig | None = None
         self._configured = False
-        self._draining: Draining | None = None
         self._work: asyncio.Future[None] | None = None
         self._counted_until = float("-inf")
         self.endpoints = ServiceEndpoints(client, node, clock, self._endpoints_changed)
@@ -164,8 +164,22 @@ class Agent:
             lambda: len(self.liveness.live() - self.heartbeats.suspected),
             lambda: self.lease.valid,
             self.heartbeats,
-            lambda: self._draining is not None,
+            lambda: self.drain.why is not None,
         )
+        self.drain = Drain(
+            node,
+            namespace,
+            client,
+            self.table,
+            self.recorder,
+            lambda: self.watches.node.get(node),
+            self._who_counts,
+            lambda: {held.address for held in self.upkeep.announcer.holdings.all()},
+            self.upkeep.touch,
+            self.upkeep.wake,
+        )
+        self.table.elsewhere = self.drain
+        self.upkeep.on_quiet(self.drain.settled)
         self._listen()
 
     # What the watches bring.
@@ -207,8 +221,8 @@ class Agent:
             self._configure()
 
     def _node_changed(self, change: Change, old: NodeView | None, new: NodeView | None) -> None:
-        if self._draining is not Draining.STOPPING:
-            self._drain(asked_of(new))
+        if self.drain.why is not Draining.STOPPING:
+            self._be_drained(asked_of(new))
         if self._configured and (old is None or new is None or old.labels != new.labels):
             self._configure()
 
@@ -237,12 +251,15 @@ class Agent:
         if self._strict:
             self.upkeep.wake()
 
-    def _drain(self, why: Draining | None) -> None:
+    def _be_drained(self, why: Draining | None) -> None:
         """The others learn of it with the next turn, and at the same time it counts here."""
-        if why is not self._draining:
-            log.info("draining" if why else "not_draining", why=why.value if why else None)
-            self._draining = why
+        if self.drain.set(why):
             self.upkeep.move()
+
+    def _who_counts(self) -> frozenset[str]:
+        """The other nodes that live, as far as we know, and are not drained."""
+        electorate = self.table.place.electorate
+        return frozenset(electorate.nodes) - electorate.draining - self.heartbeats.suspected - {self.table.place.node}
 
     def _meet(self) -> None:
         """Who may be heard is as our own subnets and the others' Leases say."""
@@ -289,7 +306,7 @@ class Agent:
                 names.SUBNETS: render_subnets(subnet for _, subnet in subnets),
                 names.MACS: render_macs(self.upkeep.macs),
                 names.HEARTBEAT: self.heartbeats.beacon(self.upkeep.homes),
-                names.DRAINING: self._draining.value if self._draining else None,
+                names.DRAINING: self.drain.why.value if self.drain.why else None,
             }
         )
         self._meet()
@@ -300,7 +317,7 @@ class Agent:
         if self._groups is None:
             self._groups = self._group_reader.read(self.watches.groups.items().values())
         own = frozenset(subnet for _, subnet in subnets)
-        electorate = self._roster.electorate(own, draining=self._draining is not None)
+        electorate = self._roster.electorate(own, draining=self.drain.why is not None)
         return Place(
             self._settings.node_name,
             electorate,
@@ -342,6 +359,7 @@ class Agent:
             group.create_task(self.upkeep.announcer.frames.run())
             group.create_task(self.upkeep.announcer.conflicts.run())
             group.create_task(self.heartbeats.run())
+            group.create_task(self.drain.run())
             group.create_task(self._take_part())
             group.create_task(self._tell())
 
@@ -397,7 +415,7 @@ class Agent:
         if not (self.upkeep.ready and self.lease.valid):
             return
         log.info("handing_over", held=len(self.upkeep.announcer.holdings))
-        self._drain(Draining.STOPPING)
+        self._be_drained(Draining.STOPPING)
         if not await _within(HAND_OVER_S, self.upkeep.handed_over()):
             log.warning("not_all_handed_over", left=self.upkeep.handover.waiting)
 

@@ -109,6 +109,7 @@ class Upkeep:
         self._cut_off = False
         self._wake = asyncio.Event()
         self._quiet = asyncio.Event()
+        self._on_quiet: Callable[[], None] = lambda: None
         self._first: dict[Address, None] = {}
         self._later: dict[Address, None] = {}
         self._moved = True
@@ -141,6 +142,10 @@ class Upkeep:
         """Whether we may go on holding what another node is to have: our Lease, if we are strict, and our neighbours
         let us. Else that one has it by now, or must not find it here."""
         return self._hold is Hold.SAFE and not self._cut_off
+
+    def on_quiet(self, callback: Callable[[], None]) -> None:
+        """`callback()` after each turn that leaves nothing to be done, and no address that waits for an heir."""
+        self._on_quiet = callback
 
     async def handed_over(self) -> None:
         """Waits until what was to be done is done, and no address waits for an heir."""
@@ -223,6 +228,7 @@ class Upkeep:
             self.settled.set()
             if not self._moved and not self.handover.waiting:
                 self._quiet.set()
+                self._on_quiet()
         if self._clock() >= self._next_renewal:
             await self._renew()
 

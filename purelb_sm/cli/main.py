@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from purelb_sm.cli import agent, allocator, book, explain, pools, reservations, sandbox, services
+from purelb_sm.cli import agent, allocator, book, explain, nodes, pools, reservations, sandbox, services
 
 app = typer.Typer(
     name="purelb",
@@ -26,6 +26,7 @@ book.register(app)
 explain.register(app)
 pools.register(app)
 reservations.register(app)
+nodes.register(app)
 services.register(app)
 sandbox.register(app)
 

@@ -78,6 +78,21 @@ class Endpoints(Protocol):
         ...
 
 
+class Elsewhere(Protocol):
+    """What other nodes are known to announce; asked for only while this one is being drained."""
+
+    def announced(self, address: Address) -> bool:
+        """Whether a node that is not drained says that it announces this remote address."""
+        ...
+
+
+class UnknownElsewhere:
+    """Nobody has been asked."""
+
+    def announced(self, address: Address) -> bool:
+        return False
+
+
 class UnknownEndpoints:
     """Without a watch on EndpointSlices nothing is known."""
 
@@ -181,6 +196,7 @@ class Announcements:
     def __init__(self, place: Place, endpoints: Endpoints | None = None) -> None:
         self.place = place
         self.endpoints: Endpoints = endpoints or UnknownEndpoints()
+        self.elsewhere: Elsewhere = UnknownElsewhere()
         self._claims: dict[ServiceKey, _Claim] = {}
         self._services: dict[Address, tuple[ServiceKey, ...]] = {}
         self._winners: dict[Address, str | None] = {}
@@ -191,6 +207,11 @@ class Announcements:
     def addresses(self) -> Iterable[Address]:
         """All addresses that a Service of ours shows."""
         return self._services.keys()
+
+    def remote_addresses(self) -> list[Address]:
+        """Those that every node announces, or every node with an endpoint."""
+        found = ((address, self.place.groups.with_address(address)) for address in self._services)
+        return [address for address, where in found if where is not None and not self._is_local(address, where[0])]
 
     def addresses_of(self, key: ServiceKey) -> tuple[Address, ...]:
         claim = self._claims.get(key)
@@ -328,6 +349,8 @@ class Announcements:
         here = [True if self._claims[key].everywhere else self.endpoints.here(key) for key in services]
         if not any(here):
             return Keep(address, "its endpoints are not known yet", services) if None in here else None
+        if self.place.node in self.place.electorate.draining and self.elsewhere.announced(address):
+            return None
         how = config.remote
         return Desired(
             address,

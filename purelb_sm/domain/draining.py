@@ -6,10 +6,13 @@ the Leases see the same, and decide alike. What stands in the annotations is for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 
 from purelb_sm.domain import names
+from purelb_sm.domain.addresses import Address
+from purelb_sm.domain.election import Electorate
 from purelb_sm.domain.views import NodeView
 
 
@@ -37,3 +40,35 @@ def asked_of(node: NodeView | None) -> Draining | None:
 def says_draining(lease_annotations: Mapping[str, str]) -> bool:
     """Whether a node's Lease says that it is being drained, for whatever reason."""
     return names.DRAINING in lease_annotations
+
+
+@dataclass(frozen=True, slots=True)
+class Staying:
+    """An address that a drained node still holds, and why. `for_good`: nobody else can hold it as things are."""
+
+    address: Address
+    why: str
+    for_good: bool
+
+
+def what_stays(
+    node: str, held: Iterable[Address], electorate: Electorate, elsewhere: Collection[Address]
+) -> tuple[Staying, ...]:
+    """Why the drained `node` holds each of these, in order. `elsewhere` are those that nodes which are not drained say
+    they announce."""
+    ordered = sorted(held, key=lambda address: (address.version, int(address)))
+    return tuple(_staying(node, address, electorate, elsewhere) for address in ordered)
+
+
+def _staying(node: str, address: Address, electorate: Electorate, elsewhere: Collection[Address]) -> Staying:
+    candidates = electorate.candidates(address)
+    winner = electorate.winner(address)
+    if address in elsewhere:
+        return Staying(address, "another node announces it already, so it is about to go", for_good=False)
+    if not candidates:
+        return Staying(address, "no other node announces it", for_good=True)
+    if winner != node:
+        return Staying(address, f"{winner} is to have it, and does not announce it yet", for_good=False)
+    alone = len(candidates) == 1
+    why = "no other node has its subnet" if alone else "all others that have its subnet are drained, too"
+    return Staying(address, why, for_good=True)

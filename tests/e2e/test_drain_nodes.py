@@ -17,7 +17,7 @@ from purelb_sm.kube.client import MERGE_PATCH
 from purelb_sm.kube.resources import NODES
 from purelb_sm.sandbox.launcher import Options
 from tests.e2e.conftest import Start
-from tests.support.stage import LEASE_S, LOADED_S, LOCAL, LOCAL6, QUICK, REMOTE, Stage, watched_stage
+from tests.support.stage import LEASE_S, LOADED_S, LOCAL, LOCAL6, QUICK, Stage, watched_stage
 from tests.support.traffic import Traffic, asking
 
 pytestmark = pytest.mark.root
@@ -101,19 +101,27 @@ async def test_a_client_notices_nothing_when_an_agent_is_told_to_stop(stage: Sta
 
 
 @pytest.mark.spec("C17")
-async def test_a_client_notices_nothing_when_a_node_is_excluded_and_brought_back(stage: Stage) -> None:
+@pytest.mark.parametrize("how", ["label", "purelb drain"])
+async def test_a_client_notices_nothing_when_a_node_is_drained_and_brought_back(stage: Stage, how: str) -> None:
     await stage.allocated("echo", LOCAL, LOCAL6)
-    await stage.allocated("routed", REMOTE, group="routed", port=81)
     old = await stage.one_holder(LOCAL)
     await stage.answered_by(LOCAL, old)
     async with a_client(stage, LOCAL) as traffic:
         started = time.monotonic()
-        await mark(stage, old, EXCLUDED)
+        if how == "label":
+            await mark(stage, old, EXCLUDED)
+        else:
+            told = await stage.sandbox.purelb("drain", old, "--reason", "a new kernel")
+            assert told.stdout.splitlines()[-1] == f"{old} is drained: it announces nothing"
+            assert not [held for held in await stage.cluster.addresses(old) if held.mine]
         new = await answers_elsewhere(stage, traffic, old, started)
         await stage.held_by(LOCAL, new)
         assert await stage.one_holder(LOCAL6) != old
         started = time.monotonic()
-        await mark(stage, old, {"labels": {names.EXCLUDE_LABEL: None}})
+        if how == "label":
+            await mark(stage, old, {"labels": {names.EXCLUDE_LABEL: None}})
+        else:
+            await stage.sandbox.purelb("undrain", old)
         assert await answers_elsewhere(stage, traffic, new, started) == old
         await stage.held_by(LOCAL, old)
     assert traffic.answerers() == [old, new, old]

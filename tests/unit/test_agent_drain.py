@@ -13,7 +13,7 @@ from purelb_sm.domain import names
 from purelb_sm.net import KernelRefused
 from purelb_sm.sandbox.apiserver import Fault
 from tests.support.agents import QUICK, Lab, a_lab
-from tests.support.product import JSON, a_cluster, local_group
+from tests.support.product import JSON, NAMESPACE, a_cluster, local_group
 from tests.support.waiting import eventually
 
 LOCAL = local_group("172.30.250.50-172.30.250.99", "fd30:250::50-fd30:250::99")
@@ -264,3 +264,87 @@ async def test_a_node_names_itself_once_its_neighbours_have_been_told(lab: Lab) 
 
     await lab.allocated("echo", IP)
     await eventually(named)
+
+
+# Remote addresses, and what people are told.
+
+
+def told(lab: Lab, reason: str) -> list[str]:
+    return [event["message"] for event in lab.cluster.events(reason)]
+
+
+@pytest.mark.spec("C17")
+@pytest.mark.parametrize("how", list(HOW))
+async def test_a_drained_node_withdraws_remote_addresses_once_another_reports_them_and_says_how_it_went(
+    lab: Lab, how: str
+) -> None:
+    await lab.start("node1")
+    await lab.allocated("echo", IP)
+    await lab.allocated("routed", REMOTE, group="routed")
+    await lab.held_by(REMOTE, "node1")
+    await lab.mark("node1", HOW[how])
+    (begun,) = await eventually(lambda: told(lab, "Draining"))
+    assert begun.startswith("Node node1 gives its addresses up: its Node has the ")
+    (kept,) = await eventually(lambda: told(lab, "DrainIncomplete"))
+    assert kept == f"Node node1 keeps what no other node announces: {IP}, {REMOTE}"
+    assert await lab.holders(REMOTE) == await lab.holders(IP) == ["node1"]
+    lab.kernel("node2")
+    seen = lab.watched(REMOTE)
+    await lab.start("node2")
+    await lab.held_by(REMOTE, "node2")
+    await lab.held_by(IP, "node2")
+    (done,) = await eventually(lambda: told(lab, "Drained"))
+    assert done == "Node node1 announces nothing any more"
+    seen.never_nobody()
+    await lab.mark("node1", {kind: dict.fromkeys(values) for kind, values in HOW[how].items()})
+    await lab.held_by(REMOTE, "node1", "node2")
+    await eventually(lambda: told(lab, "Undrained"))
+    assert {event["involvedObject"]["kind"] for event in lab.cluster.events("Drained")} == {"Node"}
+
+
+@pytest.mark.spec("C17")
+async def test_of_nodes_that_are_all_drained_each_keeps_remote_addresses(lab: Lab) -> None:
+    await lab.start("node1", "node2")
+    await lab.allocated("routed", REMOTE, group="routed")
+    await lab.held_by(REMOTE, "node1", "node2")
+    for node in ("node1", "node2"):
+        await lab.mark(node, HOW["label"])
+    await eventually(lambda: len(told(lab, "DrainIncomplete")) >= 1)
+    await says(lab, "node2", "excluded")
+    held = await lab.holders(REMOTE)
+    assert held, "whoever was drained last keeps it"
+    await lab.mark("node1", {"labels": {names.EXCLUDE_LABEL: None}})
+    await lab.held_by(REMOTE, "node1")
+
+
+@pytest.mark.spec("C17", "C10")
+async def test_what_only_a_drained_node_has_endpoints_for_stays_there(lab: Lab) -> None:
+    await lab.start("node1", "node2")
+    await lab.allocated("local", REMOTE, group="routed", externalTrafficPolicy="Local")
+    await lab.allocated("cluster", "172.31.1.9", group="routed")
+    lab.cluster.server.apply(
+        {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {"name": "local", "namespace": NAMESPACE, "labels": {"kubernetes.io/service-name": "local"}},
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": ["10.244.0.1"], "nodeName": "node1", "conditions": {"ready": True}}],
+        }
+    )
+    await lab.held_by(REMOTE, "node1")
+    await lab.mark("node1", HOW["annotation"])
+    await lab.held_by("172.31.1.9", "node2")
+    # What it says before the other node's report of the second has come is right, too, at that moment.
+    await eventually(lambda: f"Node node1 keeps what no other node announces: {REMOTE}" in told(lab, "DrainIncomplete"))
+    assert await lab.holders(REMOTE) == ["node1"]
+
+
+@pytest.mark.spec("C17")
+async def test_what_others_announced_comes_back_to_a_drained_node_when_they_die(lab: Lab) -> None:
+    await lab.start("node1", "node2")
+    await lab.allocated("routed", REMOTE, group="routed")
+    await lab.held_by(REMOTE, "node1", "node2")
+    await lab.mark("node1", HOW["annotation"])
+    await lab.held_by(REMOTE, "node2")
+    await lab.agents["node2"].kill()
+    await lab.held_by(REMOTE, "node1", "node2")

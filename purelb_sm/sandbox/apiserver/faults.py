@@ -21,8 +21,8 @@ from purelb_sm.sandbox.apiserver.storage import encode
 
 # too_many: 429 with Retry-After; error: 500; unavailable: 503; hang: no answer, or a watch without a byte;
 # abort: the connection is reset at once, or after some events of a watch; truncate: half of the JSON, then the end;
-# delay: the right answer, later; gone: 410; close: a watch ends at once.
-KINDS = ("too_many", "error", "unavailable", "hang", "abort", "truncate", "delay", "gone", "close")
+# delay: the right answer, later; gone: 410; forbidden: 403; close: a watch ends at once.
+KINDS = ("too_many", "error", "unavailable", "hang", "abort", "truncate", "delay", "gone", "forbidden", "close")
 _numbers = itertools.count(1)
 
 
@@ -129,6 +129,8 @@ async def answer(fault: Fault, request: web.Request) -> web.StreamResponse | Non
         case "unavailable":
             text = "the server is currently unable to handle the request"
             raise StatusError(503, "ServiceUnavailable", text, retry_after_s=max(1, round(fault.delay_s)))
+        case "forbidden":
+            raise StatusError(403, "Forbidden", "somebody may not do this: a fault was asked for")
         case "gone":
             raise StatusError(410, "Expired", "The resourceVersion for the provided list is too old.")
     if is_watch(request) and fault.kind in ("hang", "abort", "truncate", "close"):
