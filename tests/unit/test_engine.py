@@ -25,6 +25,7 @@ from purelb_sm.errors import Clash, DatabaseUnavailable, InvalidGroup, StoreErro
 from purelb_sm.store import Book, Unit, schema
 from purelb_sm.store.reserving import Registrar
 from tests.support.domain import NOW, group_view, pools, service
+from tests.support.office import an_office
 
 
 class Clock:
@@ -271,3 +272,28 @@ def test_what_comes_free_is_told_to_the_one_it_is_reserved_for(engine: Engine, c
     done = engine.release_pass(nobody_shows, None)
     assert (done.freed, done.claims) == ([ip_address("10.0.0.0")], [promised])
     assert not engine.any_free(done.freed)
+
+
+@pytest.mark.spec("A22", "A17")
+def test_two_groups_that_swap_their_ranges_at_once_move_nobody_and_give_nothing_twice(tmp_path: Path) -> None:
+    low, high = pools("10.0.0.0-10.0.0.3"), pools("10.0.0.4-10.0.0.7")
+    wish = {names.SERVICE_GROUP: "other"}
+    with an_office(tmp_path, default=low, other=high) as office:
+        office.create("a")
+        office.create("b", annotations=wish)
+        office.settle("a", "b")
+        assert (office.shown("a"), office.shown("b")) == (["10.0.0.0"], ["10.0.0.4"])
+        office.regroup(default=high, other=low)
+        office.create("c")
+        office.create("d", annotations=wish)
+        office.settle("a", "b", "c", "d")
+        assert (office.shown("a"), office.shown("b")) == (["10.0.0.0"], ["10.0.0.4"])
+        assert (office.shown("c"), office.shown("d")) == (["10.0.0.5"], ["10.0.0.1"])
+        # What leaves comes back to the group that has its range now.
+        office.delete("a")
+        office.settle("a")
+        office.release()
+        office.release(400)
+        office.create("e", annotations=wish)
+        office.settle("e")
+        assert office.shown("e") == ["10.0.0.0"]

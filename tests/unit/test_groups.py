@@ -137,6 +137,21 @@ def test_a_group_edited_onto_another_loses_whatever_their_age() -> None:
     assert set(refused) == {"old"}
 
 
+@pytest.mark.spec("A8", "A22")
+@pytest.mark.parametrize("first", ["one", "two"])
+def test_two_groups_that_swap_their_ranges_are_both_accepted_once_both_are_seen(first: str) -> None:
+    """Whichever edit is seen first: alone it overlaps the other, which then keeps what it has."""
+    low, high = pools("172.31.1.0/25"), pools("172.31.1.128/25")
+    before = {"one": group("one", low).pools, "two": group("two", high).pools}
+    edited = {"one": group("one", high, created=NOW), "two": group("two", low, created=NOW + timedelta(days=1))}
+    other = "two" if first == "one" else "one"
+    unedited = group(other, high if other == "two" else low, created=NOW - timedelta(days=1))
+    accepted, refused = accept_groups([edited[first], unedited], before)
+    assert (set(accepted), set(refused)) == ({other}, {first})
+    accepted, refused = accept_groups(edited.values(), {name: each.pools for name, each in accepted.items()})
+    assert (set(accepted), set(refused)) == ({"one", "two"}, set())
+
+
 FIELDS = ["local", "remote", "v4pools", "v6pools", "v4pool", "subnet", "pool", "aggregation", "quarantine"]
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
