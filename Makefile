@@ -11,7 +11,7 @@ demo: ## shows the product at work on this machine, and cleans up after itself
 test: ## everything CI runs
 	@tools/install.sh test
 	@$(MAKE) --no-print-directory lint
-	@PATH="$(CURDIR)/.cache/bin:$(PATH)" $(PY) -m pytest
+	@PATH="$(CURDIR)/.cache/bin:$(PATH)" $(PY) -m pytest -n 2 --dist loadfile
 
 lint: ## ruff, mypy strict, the layer contracts
 	$(PY) -m ruff check .

@@ -93,6 +93,11 @@ class Cluster:
         assert found is not None, f"no Service {name}"
         return found
 
+    def versions(self, name: str, since: str) -> list[JSON]:
+        """The Service as each write after the resourceVersion `since` has left it."""
+        bucket = self.server.store.bucket(self.server.resource("v1", "Service").bucket)
+        return [change.entry.obj for change in bucket.since(int(since)) if change.entry.key == key_of(name)]
+
     def delete_service(self, name: str = "echo") -> None:
         namespace, bare = key_of(name)
         self.server.delete("v1", "Service", bare, namespace)
