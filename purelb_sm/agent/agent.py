@@ -418,6 +418,9 @@ class Agent:
         self._be_drained(Draining.STOPPING)
         if not await _within(HAND_OVER_S, self.upkeep.handed_over()):
             log.warning("not_all_handed_over", left=self.upkeep.handover.waiting)
+        else:
+            # A report that is on its way already must not be cut off: it would have to begin anew.
+            await _within(REPORT_S, self.reports.flush())
 
 
 async def _ended(work: asyncio.Future[None]) -> None:

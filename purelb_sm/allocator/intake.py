@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import count
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -30,6 +30,8 @@ from purelb_sm.kube.reflector import Change, Reflector
 log = structlog.get_logger(__name__)
 
 NODE_LABEL = names.PREFIX + "node"
+LAST_WORDS_S: Final = 1.0
+"""An agent that is told to stop reports, and then deletes its Lease; but the two come to us on different watches."""
 
 
 class Intake:
@@ -54,6 +56,7 @@ class Intake:
         self._heard: set[str] = set()
         self._gone: set[str] = set()
         self._parting: set[str] = set()
+        self._leaving: dict[str, float] = {}
         self._leading = False
         self.services.on_change(self._service_changed)
         self.groups.on_change(lambda *_: self.groups_changed.set())
@@ -177,6 +180,12 @@ class Intake:
         self.reworded.difference_update(found)
         return found
 
+    def leaving(self) -> set[str]:
+        """Nodes that live no more, and whose last report may still be on its way."""
+        now = asyncio.get_running_loop().time()
+        self._leaving = {node: until for node, until in self._leaving.items() if until > now}
+        return set(self._leaving)
+
     def remark(self, nodes: Iterable[str]) -> None:
         """Reports that could not be booked are looked at again."""
         self.reporting.update(nodes)
@@ -227,6 +236,11 @@ class Intake:
         self._gone |= self._heard & left
         self._gone -= joined
         self._heard -= left
+        loop = asyncio.get_running_loop()
+        self._leaving |= dict.fromkeys(left, loop.time() + LAST_WORDS_S)
+        for node in joined:
+            self._leaving.pop(node, None)
+        loop.call_later(LAST_WORDS_S + 0.01, self.nodes_changed.set)
         self.nodes_changed.set()
         self.subnets_changed.set()
 

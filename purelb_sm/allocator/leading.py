@@ -351,7 +351,7 @@ class Leading:
 
     async def _lose_the_dead(self) -> None:
         announcing = await self._thread.call(self._engine.announcing_nodes)
-        dead = announcing - self._intake.liveness.live()
+        dead = announcing - self._intake.liveness.live() - self._intake.leaving()
         if dead:
             log.warning("nodes_lost", nodes=sorted(dead))
             for outcome in await self._thread.call(self._engine.lose_nodes, dead, "its Lease lapsed"):
