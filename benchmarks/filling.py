@@ -31,9 +31,21 @@ NAMESPACES = 500
 CHUNK = 20_000
 ACTOR = "filling"
 
-_SERVICE = ["uid", "cluster", "namespace", "name", "state", "reason", "message", "group_name", "since", "observed_at"]
+_SERVICE = [
+    "uid",
+    "number",
+    "cluster",
+    "namespace",
+    "name",
+    "state",
+    "reason",
+    "message",
+    "group_name",
+    "since",
+    "observed_at",
+]
 _ALLOCATION = ["id", "address", "address_text", "family", "group_name", "claim", "state", "since", "held_at"]
-_MEMBERSHIP = ["allocation_id", "service_uid", "from_at"]
+_MEMBERSHIP = ["allocation_id", "service_uid", "service_number", "from_at"]
 _PORT = ["allocation_id", "service_uid", "protocol", "port", "from_at"]
 _HISTORY = [
     "seq", "at", "term", "actor", "kind", "namespace", "name", "uid", "group_name", "address", "node",
@@ -99,9 +111,9 @@ class Filling:
         number, key, at = self.services, key_of(self.services), self._time()
         uid = str(uuid.UUID(int=self._random.getrandbits(128), version=4))
         family = str(family_of(address))
-        yield "service", (uid, "default", *key, "allocated", "", "", "default", at, at)
+        yield "service", (uid, number, "default", *key, "allocated", "", "", "default", at, at)
         yield "allocation", (number, pack(address), str(address), family, "default", str(key), "held", at, at)
-        yield "membership", (number, uid, at)
+        yield "membership", (number, uid, number, at)
         yield "port_claim", (number, uid, "TCP", 80, at)
         text = str(address)
         yield "history", self._history("service", key, uid, None, None, "observe", None, "pending", "{}")

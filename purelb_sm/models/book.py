@@ -24,6 +24,8 @@ class Service(Base):
 
     __tablename__ = "service"
     uid: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(BIG_ID, server_default="0")
+    """Counted from 1 in the order in which they were observed: what is found by it is in that order, too."""
     cluster: Mapped[str]
     namespace: Mapped[str]
     name: Mapped[str]
@@ -36,6 +38,7 @@ class Service(Base):
     observed_at: Mapped[datetime]
 
     __table_args__ = (
+        Index("uq_service_number", "number", unique=True),
         # The cluster comes last, as all rows have the same: a database that thinks it tells rows apart reads them all.
         partial("state <> 'withdrawn'", "uq_service_live_name", "namespace", "name", "cluster", unique=True),
         partial("state = 'withdrawn'", "ix_service_withdrawn_name", "namespace", "name"),
@@ -83,13 +86,15 @@ class Membership(Base):
     id: Mapped[int] = mapped_column(BIG_ID, primary_key=True, autoincrement=True)
     allocation_id: Mapped[int] = mapped_column(ForeignKey("allocation.id"))
     service_uid: Mapped[str] = mapped_column(ForeignKey("service.uid"))
+    service_number: Mapped[int] = mapped_column(BIG_ID, server_default="0")
+    """That of the Service: by it, and not by the uid, the memberships of a Service are found."""
     from_at: Mapped[datetime]
     until_at: Mapped[datetime | None]
 
     __table_args__ = (
         partial("until_at IS NULL", "uq_membership_live", "allocation_id", "service_uid", unique=True),
         Index("ix_membership_allocation_id", "allocation_id"),
-        Index("ix_membership_service_uid", "service_uid"),
+        Index("ix_membership_service_number", "service_number"),
     )
 
 

@@ -11,12 +11,12 @@ from sqlalchemy import bindparam, func, select
 from purelb_sm.domain.announced import Announcers, HeldAddress
 from purelb_sm.domain.views import ServiceKey
 from purelb_sm.models import Allocation, Announcement, Membership, table
-from purelb_sm.store.loading import ANNOUNCED, CURRENT, MEMBER, PRESENT, chunks, live_by_key
+from purelb_sm.store.loading import ANNOUNCED, CURRENT, MEMBER, OF_SERVICES, PRESENT, chunks, live_by_key
 from purelb_sm.store.workspace import Workspace
 
 _A, _M, _N = table(Allocation), table(Membership), table(Announcement)
 
-_UIDS = _M.c.service_uid.in_(bindparam("uids", expanding=True)) & MEMBER
+_UIDS = OF_SERVICES & MEMBER
 _HELD = (
     select(_M.c.service_uid, _M.c.from_at, _A.c.id, _A.c.address, _A.c.held_at, ANNOUNCED)
     .select_from(_M)

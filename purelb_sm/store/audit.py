@@ -260,7 +260,7 @@ def _announcements_of(db: Db, key: ServiceKey) -> list[ColumnElement[bool]]:
     mine = (
         select(_A.c.address_text, _A.c.held_at, _A.c.released_at)
         .join(_M, _M.c.allocation_id == _A.c.id)
-        .join(_S, _S.c.uid == _M.c.service_uid)
+        .join(_S, _S.c.number == _M.c.service_number)
         .where(named(key.namespace, key.name))
         .distinct()
     )

@@ -16,7 +16,10 @@ from purelb_sm.domain.views import PortKey, ServiceKey
 
 @dataclass(slots=True)
 class ServiceEntry:
-    """A row of `service`. `held`: ids of the allocations it is a member of now; `ports`: those that it has on each."""
+    """A row of `service`. `number` tells it in other tables.
+
+    `held`: ids of the allocations it is a member of now; `ports`: those that it has on each.
+    """
 
     uid: str
     key: ServiceKey
@@ -26,6 +29,7 @@ class ServiceEntry:
     group: str
     since: datetime
     observed_at: datetime
+    number: int
     held: set[int] = field(default_factory=set)
     ports: dict[int, frozenset[PortKey]] = field(default_factory=dict)
     stored: bool = True

@@ -33,7 +33,7 @@ _KEPT = select(_A).where(NOT_RELEASED, NOT_HELD, _A.c.claim == bindparam("claim"
 _JOINED = (
     select(_A)
     .join(_M, _M.c.allocation_id == _A.c.id)
-    .where(_M.c.service_uid == bindparam("uid"), _M.c.until_at.is_(None), NOT_RELEASED)
+    .where(_M.c.service_number == bindparam("number"), _M.c.until_at.is_(None), NOT_RELEASED)
 )
 _MEMBERS = (
     select(_M.c.allocation_id, _S.c.namespace, _S.c.name, _M.c.until_at)
@@ -154,7 +154,7 @@ def explain(db: Db, key: ServiceKey, now: datetime) -> Explanation | None:
     if row is None:
         return None
     service = AskedService(row.uid, row.state, row.reason, row.message, row.group_name, row.since, row.observed_at)
-    found = [*db.rows(_KEPT, {"claim": str(key)}), *db.rows(_JOINED, {"uid": row.uid})]
+    found = [*db.rows(_KEPT, {"claim": str(key)}), *db.rows(_JOINED, {"number": row.number})]
     mine = _addresses(db, list({each.id: each for each in found}.values()))
     moves = tuple(_move(each) for each in reversed(db.rows(_LAST, named)))
     if row.state is not ServiceState.PENDING:

@@ -48,6 +48,9 @@ MEMBER = _M.c.until_at.is_(None)
 CURRENT = _N.c.until_at.is_(None)
 PRESENT = _N.c.state == literal(AnnouncementState.PRESENT.value)
 
+OF_SERVICES = _M.c.service_number.in_(select(_S.c.number).where(_S.c.uid.in_(_list("uids"))))
+"""Of a membership: that of one of the Services with these uids."""
+
 ANNOUNCED = exists().where(_N.c.allocation_id == _A.c.id, CURRENT, PRESENT).label("announced")
 
 _OVER = [literal(state.value) for state in (AnnouncementState.ABSENT, AnnouncementState.FAILED)]
@@ -72,7 +75,7 @@ _BY_UID = select(_S).where(_S.c.uid.in_(_list("uids")))
 _HELD_BY = (
     select(_A, ANNOUNCED, _M.c.service_uid)
     .join(_M, (_M.c.allocation_id == _A.c.id) & MEMBER)
-    .where(_A.c.id.in_(select(_M.c.allocation_id).where(_M.c.service_uid.in_(_list("uids")), MEMBER)))
+    .where(_A.c.id.in_(select(_M.c.allocation_id).where(OF_SERVICES, MEMBER)))
 )
 _PORTS_OF = select(_P.c.allocation_id, _P.c.service_uid, _P.c.protocol, _P.c.port).where(
     _P.c.allocation_id.in_(_list("ids")), _P.c.service_uid.in_(_list("uids")), _P.c.until_at.is_(None)
@@ -225,7 +228,7 @@ def _service(ws: Workspace, row: Any) -> ServiceEntry:
     if known is None:
         key = ServiceKey(row.namespace, row.name)
         known = ws.services[row.uid] = ServiceEntry(
-            row.uid, key, row.state, row.reason, row.message, row.group_name, row.since, row.observed_at
+            row.uid, key, row.state, row.reason, row.message, row.group_name, row.since, row.observed_at, row.number
         )
     return known
 

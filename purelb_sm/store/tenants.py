@@ -19,7 +19,7 @@ _GROUPS: Any = bindparam("groups", expanding=True)
 _HELD_IN = (
     select(_S.c.namespace, _A.c.group_name, _A.c.address, func.count().label("members"))
     .select_from(_S)
-    .join(_M, (_M.c.service_uid == _S.c.uid) & _M.c.until_at.is_(None))
+    .join(_M, (_M.c.service_number == _S.c.number) & _M.c.until_at.is_(None))
     .join(_A, _A.c.id == _M.c.allocation_id)
     .where(
         _S.c.cluster == bindparam("cluster"),

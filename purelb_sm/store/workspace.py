@@ -27,7 +27,7 @@ from purelb_sm.domain.states import (
 )
 from purelb_sm.domain.views import Port, PortKey, ServiceKey
 from purelb_sm.machines import ALLOCATION, ANNOUNCEMENT, SERVICE, fire
-from purelb_sm.models import Allocation, Announcement, Base, table
+from purelb_sm.models import Allocation, Announcement, Base, Service, table
 from purelb_sm.store import writing
 from purelb_sm.store.engine import Db
 from purelb_sm.store.entries import AllocationEntry, AnnouncementEntry, ServiceEntry
@@ -64,7 +64,8 @@ class Workspace:
     def observe(self, key: ServiceKey, uid: str) -> ServiceEntry:
         """A new row, in the state that Services are born in."""
         initial = ServiceState(SERVICE.initial)
-        entry = ServiceEntry(uid, key, initial, "", "", "", self.now, self.now, stored=False, changed=True)
+        number = self.next_id(Service)
+        entry = ServiceEntry(uid, key, initial, "", "", "", self.now, self.now, number, stored=False, changed=True)
         self.services[uid] = entry
         self._note_service(entry, BIRTH, None)
         return entry
@@ -188,7 +189,8 @@ class Workspace:
         writing.write_services(self.db, self.cluster, self.services.values())
         writing.write_allocations(self.db, self.allocations.values())
         writing.end_members(self.db, self.now, self._leaves, self._closed)
-        writing.begin_members(self.db, self.now, self._joins, self._opened)
+        numbers = {uid: self.services[uid].number for _, uid in self._joins}
+        writing.begin_members(self.db, self.now, self._joins, self._opened, numbers)
         self._joins, self._leaves, self._closed, self._opened = {}, set(), {}, {}
         self._flush_announcements()
         writing.write_doubts(self.db, self._doubted)

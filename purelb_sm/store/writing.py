@@ -31,6 +31,7 @@ _S, _A, _N = table(Service), table(Allocation), table(Announcement)
 _M, _P, _R = table(Membership), table(PortClaim), table(NodeReported)
 
 _HIGHEST = {t.name: select(func.max(t.c.id)) for t in (_A, _N, table(ServiceGroup))}
+_HIGHEST[_S.name] = select(func.max(_S.c.number))
 
 # What an UPDATE sets is said by the values that are sent with it.
 _INSERT_SERVICE, _UPDATE_SERVICE = insert(_S), update(_S).where(_S.c.uid == bindparam("key_"))
@@ -96,12 +97,14 @@ def begin_members(
     now: datetime,
     joins: Mapping[tuple[int, str], tuple[Port, ...]],
     opened: Mapping[tuple[int, str], Collection[PortKey]],
+    numbers: Mapping[str, int],
 ) -> None:
-    """New memberships with their ports, and new ports of those there are, by (allocation id, uid of the Service)."""
+    """New memberships with their ports, and new ports of those there are, by (allocation id, uid of the Service);
+    `numbers` has those of the Services that join."""
     members, ports = [], []
     for (number, uid), claims in joins.items():
         row = {"allocation_id": number, "service_uid": uid, "from_at": now}
-        members.append(row)
+        members.append({**row, "service_number": numbers[uid]})
         unique = dict.fromkeys((p.protocol, p.port) for p in claims)
         ports += [{**row, "protocol": protocol, "port": port} for protocol, port in unique]
     for (number, uid), added in opened.items():
@@ -146,6 +149,7 @@ def _service_change(entry: ServiceEntry) -> dict[str, Any]:
 def _service_row(entry: ServiceEntry, cluster: str) -> dict[str, Any]:
     return {
         "uid": entry.uid,
+        "number": entry.number,
         "cluster": cluster,
         "namespace": entry.key.namespace,
         "name": entry.key.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from datetime import timedelta
 from ipaddress import ip_address
@@ -29,11 +30,12 @@ from purelb_sm.store.engine import make_engine, our_errors
 from tests.support.book import NOW, Desk
 
 LATER = NOW + timedelta(hours=1)
+NUMBERS = itertools.count(1)
 
 
 def service(uid: str = "u1", name: str = "web", state: str = "allocated", **more: Any) -> dict[str, Any]:
     row = {"uid": uid, "cluster": "default", "namespace": "shop", "name": name, "state": state, "reason": ""}
-    return row | {"message": "", "group_name": "", "since": NOW, "observed_at": NOW} | more
+    return row | {"number": next(NUMBERS), "message": "", "group_name": "", "since": NOW, "observed_at": NOW} | more
 
 
 def allocation(number: int = 1, address: str = "10.0.0.1", state: str = "held", **more: Any) -> dict[str, Any]:
@@ -89,12 +91,13 @@ def node_report(**more: Any) -> dict[str, Any]:
 
 Rows = list[tuple[type[Base], dict[str, Any]]]
 
-BASE: Rows = [(Service, service()), (Allocation, allocation()), (ServiceGroup, group())]
+BASE: Rows = [(Service, service(number=1)), (Allocation, allocation()), (ServiceGroup, group())]
 
 REFUSED: dict[str, Rows] = {
     "second live row of an address": [(Allocation, allocation(2))],
     "second live row in quarantine": [(Allocation, allocation(2, state="quarantined", quarantined_until=LATER))],
     "second live Service of a name": [(Service, service("u2"))],
+    "second Service of a number": [(Service, service("u2", "other", number=1))],
     "second Service of a uid": [(Service, service(name="other"))],
     "unknown state of a Service": [(Service, service("u2", "other", "on_fire"))],
     "unknown state of an allocation": [(Allocation, allocation(2, "10.0.0.2", "free"))],

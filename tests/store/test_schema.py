@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 
+from purelb_sm.domain.book import Allocate, Hold, Observe, Plan
+from purelb_sm.domain.views import ServiceKey
 from purelb_sm.errors import DatabaseUnavailable, SchemaMismatch, StoreError
-from purelb_sm.models import VIEWS, Base
+from purelb_sm.models import VIEWS, Base, pack
 from purelb_sm.store import Book, schema
 from purelb_sm.store.audit import Audit
 from purelb_sm.store.engine import make_engine, network_file_system, parse_url
@@ -141,6 +144,42 @@ def test_a_book_of_every_older_schema_is_upgraded_with_what_is_in_it(
     assert schema.upgrade(empty_url) == (before, schema.HEAD)
     book = Book.open(empty_url, actor="after")
     assert book.raise_term(datetime.now(UTC)) == 8
+    book.close()
+
+
+@pytest.mark.spec("B8")
+@pytest.mark.parametrize("before", schema.REVISIONS[:2])
+def test_who_had_an_address_before_an_upgrade_has_it_after(empty_url: str, before: str) -> None:
+    """Services got numbers, by which what they hold is found, with 0003."""
+    at = "2026-11-24 03:12:00+00:00" if empty_url.startswith("postgresql") else "2026-11-24T03:12:00.000000Z"
+    keys = [ServiceKey("shop", name) for name in ("a", "b")]
+    engine = make_engine(empty_url, create=True)
+    with engine.begin() as connection:
+        command.upgrade(alembic_config(connection), before)
+        for number, (_, name) in enumerate(keys, 1):
+            values = {"at": at, "n": number, "name": name, "uid": f"u-{name}", "claim": f"shop/{name}"}
+            values |= {"address": pack(ip_address(f"10.0.0.{number}")), "text": f"10.0.0.{number}"}
+            for statement in (
+                """INSERT INTO service (uid, cluster, namespace, name, state, reason, message, group_name, since,
+                observed_at) VALUES (:uid, 'default', 'shop', :name, 'allocated', '', '', 'default', :at, :at)""",
+                """INSERT INTO allocation (id, address, address_text, family, group_name, claim, state, since, held_at)
+                VALUES (:n, :address, :text, 'IPv4', 'default', :claim, 'held', :at, :at)""",
+                "INSERT INTO membership (allocation_id, service_uid, from_at) VALUES (:n, :uid, :at)",
+            ):
+                connection.execute(text(statement), {k: v for k, v in values.items() if f":{k}" in statement})
+    engine.dispose()
+    schema.upgrade(empty_url)
+    book, now = Book.open(empty_url, actor="after"), datetime.now(UTC)
+    term = book.raise_term(now)
+    new = ServiceKey("shop", "c")
+    with book.transaction(term, now) as unit:
+        booked = unit.load({key: f"u-{key.name}" for key in (*keys, new)})
+        assert [str(a.address) for key in keys for a in booked[key].held] == ["10.0.0.1", "10.0.0.2"]
+        hold = Hold(new, "u-c", ip_address("10.0.0.3"), "default", ())
+        unit.apply(Plan(new, (Observe(new, "u-c"), hold, Allocate(new, "u-c", "default"))))
+        unit.commit()
+    with book.transaction(term, now) as unit:
+        assert [str(a.address) for a in unit.load({new: "u-c"})[new].held] == ["10.0.0.3"]
     book.close()
 
 
