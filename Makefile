@@ -26,10 +26,10 @@ fmt:
 unit: ## the fast part
 	$(PY) -m pytest -q tests/unit
 
-search: ## random interleavings for the book, ten times as many as a test run looks at (about 20 minutes)
+search: ## random interleavings for the book, ten times as many as a test run looks at
 	HYPOTHESIS_PROFILE=search SEARCH_TIMES=10 $(PY) -m pytest tests/property
 
-bench: ## how fast it is; writes the tables of docs/performance.md (about 45 minutes on a quiet machine)
+bench: ## how fast it is; writes the tables of docs/performance.md
 	$(PY) -m benchmarks all --write
 
 install:
