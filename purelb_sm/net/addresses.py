@@ -27,6 +27,11 @@ from purelb_sm.net.ownership import Key, Ownership
 
 log = structlog.get_logger(__name__)
 
+Row = tuple[int, IPAddress, int]
+"""Interface index, address, prefix length: what the kernel knows an address by."""
+Shape = tuple[bool, bool]
+"""Without a route for its prefix, permanent."""
+
 FEW = 16
 """So many addresses are looked for in the bytes of a table, before a row of it is read."""
 
@@ -69,13 +74,18 @@ def _identity(address: IPAddress, prefix_length: int, index: int) -> bytes:
 
 @dataclass(slots=True)
 class _Step:
-    """A request, what it is about, and what to tell the journal when it is done."""
+    """A request, what it is about, and what to tell the journal when it is done. `shape` None: a removal."""
 
     request: nl.Request
     address: IPAddress
     key: Key
-    adds: bool
+    row: Row
+    shape: Shape | None
     new: bool = False
+
+    @property
+    def adds(self) -> bool:
+        return self.shape is not None
 
 
 @dataclass(slots=True)
@@ -100,6 +110,8 @@ class AddressTable:
         self._ownership = ownership
         self._promoting: set[int] = set()
         self._reader = rows.Reader()
+        self._done: dict[Row, Shape | None] = {}
+        self._done_before: dict[Row, Shape | None] = {}
 
     def entries(self) -> list[rows.Entry]:
         """The whole table, both families, all interfaces."""
@@ -119,10 +131,27 @@ class AddressTable:
 
     def held(self) -> list[Held]:
         """Our addresses."""
+        # A notice of what was done before this look may still be on its way.
+        self._done, self._done_before = {}, self._done
         # Only the interfaces of those are asked for: a node has one for each pod, and each costs a question.
         may_be_mine = self._ownership.may_be_mine
         found = [one for one in self.entries() if may_be_mine(one.address, one.prefix_length, one.protocol)]
         return [one for one in self._named(found) if one.mine]
+
+    def knows(self, notice: tuple[int, bytes]) -> bool:
+        """Whether a notice tells nothing new: an address of ours is as we made it, or as the last look saw it, or gone
+        because we removed it. May be called from another thread than the rest."""
+        kind, body = notice
+        entry = rows.entry_of(body) if kind in (nl.RTM_NEWADDR, nl.RTM_DELADDR) else None
+        if entry is None or not self._ownership.may_be_mine(entry.address, entry.prefix_length, entry.protocol):
+            return False
+        if entry.flags & (rows.IFA_F_TENTATIVE | rows.IFA_F_DADFAILED):
+            return False
+        row = entry.index, entry.address, entry.prefix_length
+        for done in (self._done, self._done_before):
+            if row in done:
+                return done[row] == (_shape(entry) if kind == nl.RTM_NEWADDR else None)
+        return kind == nl.RTM_NEWADDR and self._reader.knows(body)
 
     def _with(self, addresses: Collection[IPAddress]) -> Iterator[rows.Entry]:
         """The rows of these addresses. Of many rows, those that cannot be one of few addresses are not read."""
@@ -204,7 +233,9 @@ class AddressTable:
                 self._step_remove(work, wanted.interface, entry)
         request = add_request(wanted, index, self._ownership.attributes(), renew=renew)
         key = (wanted.interface, wanted.address, wanted.prefix_length)
-        work.steps.append(_Step(request, wanted.address, key, adds=True, new=not renew))
+        row = (index, wanted.address, wanted.prefix_length)
+        shape = (wanted.noprefixroute, wanted.lifetime_s is None)
+        work.steps.append(_Step(request, wanted.address, key, row, shape, new=not renew))
 
     def _plan_remove(self, work: _Work, held: Held, index: int, present: list[rows.Entry]) -> None:
         for entry in present:
@@ -218,18 +249,22 @@ class AddressTable:
     def _step_remove(self, work: _Work, interface: str, entry: rows.Entry) -> None:
         key = (interface, entry.address, entry.prefix_length)
         request = remove_request(entry.address, entry.prefix_length, entry.index)
-        work.steps.append(_Step(request, entry.address, key, adds=False))
+        row = (entry.index, entry.address, entry.prefix_length)
+        work.steps.append(_Step(request, entry.address, key, row, None))
 
     def _carry_out(self, work: _Work) -> None:
         if not work.steps:
             return
         self._ownership.intend([step.key for step in work.steps if step.adds])
+        # Before it is done: its notice may be read before its answer.
+        self._done.update((step.row, step.shape) for step in work.steps)
         answers = self._sock.transact([step.request for step in work.steps])
         gone: dict[Key, bool] = {}
         for step, answer in zip(work.steps, answers, strict=True):
             failed = answer.errno != 0 and (step.adds or answer.errno not in _GONE)
             if failed:
                 work.refuse(step.address, _refusal(step, answer))
+                self._done.pop(step.row, None)
             # The last step about a key decides whether the journal keeps it. A failed renewal or removal leaves it.
             gone[step.key] = (failed and step.new) if step.adds else not failed
         self._ownership.forget([key for key, is_gone in gone.items() if is_gone])
@@ -245,6 +280,10 @@ class AddressTable:
                 # Worth a word, not worth refusing the address: it matters only when ours is the subnet's first.
                 log.warning("promote_secondaries not switched on", index=index, error=str(failed))
             self._promoting.add(index)
+
+
+def _shape(entry: rows.Entry) -> Shape:
+    return entry.noprefixroute, entry.valid_s is None
 
 
 def _is_so(shown: Held, name: str, mine: bool, valid_s: int | None) -> bool:

@@ -123,7 +123,7 @@ class Kernel:
         )
 
     async def changes(self) -> AsyncGenerator[Change, None]:
-        async with Monitor(self._open_socket) as monitor:
+        async with Monitor(self._open_socket, self._table.knows) as monitor:
             while True:
                 yield await monitor.next_change()
 

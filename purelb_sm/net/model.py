@@ -157,7 +157,8 @@ class KernelProtocol(Protocol):
 
     def changes(self) -> AsyncGenerator[Change, None]:
         """What changes from now on. The first is always `resync`, so that nothing falls between a look and the
-        watch. Equal changes that wait are merged. Close it (`contextlib.aclosing`) when done."""
+        watch. Equal changes that wait are merged. What `apply` did itself need not be told: its answer said it. Close
+        it (`contextlib.aclosing`) when done."""
         ...
 
     def on_sighting(self, callback: Callable[[Sighting], None]) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 import structlog
 
-from purelb_sm.net import pyroute
+from purelb_sm.net import notices
 from purelb_sm.net.errors import KernelRefused, NetError
 from purelb_sm.net.model import Change
 from purelb_sm.net.rtnetlink import OpenSocket
@@ -57,10 +58,16 @@ class PendingChanges:
 
 
 class Monitor:
-    """One subscriber to the notices of one network namespace; an asynchronous context manager."""
+    """One subscriber to the notices of one network namespace; an asynchronous context manager. Of what `is_known` is
+    true, it tells nothing."""
 
-    def __init__(self, open_socket: OpenSocket = socket.socket) -> None:
+    def __init__(
+        self,
+        open_socket: OpenSocket = socket.socket,
+        is_known: Callable[[notices.Notice], bool] = lambda notice: False,
+    ) -> None:
         self._open_socket = open_socket
+        self._is_known = is_known
         self._pending = PendingChanges()
 
     async def __aenter__(self) -> Self:
@@ -81,8 +88,8 @@ class Monitor:
         """The next change since the monitor was entered. Raises what broke the way to the kernel, if that did."""
         return await self._pending.take()
 
-    def _subscribe(self) -> pyroute.Notices:
-        return pyroute.Notices(self._open_socket, _RECEIVE_BUFFER)
+    def _subscribe(self) -> notices.Notices:
+        return notices.Notices(self._open_socket, _RECEIVE_BUFFER)
 
     async def _listen(self) -> None:
         try:
@@ -100,23 +107,12 @@ class Monitor:
     async def _tell_until_lost(self) -> None:
         try:
             while True:
-                for change in await self._notices.next(change_of):
-                    if change is not None:
+                for notice in await self._notices.next():
+                    change = notices.change_of(notice)
+                    if change is not None and not self._is_known(notice):
                         self._pending.tell(change)
                 # In a burst the next ones are there already, and nobody else would get a turn.
                 await asyncio.sleep(0)
         except KernelRefused as refused:
             if refused.errno != errno.ENOBUFS:
                 raise
-
-
-def change_of(notice: pyroute.Message) -> Change | None:
-    """What a notice means to us; None for the routes of pods and other things that are not our business."""
-    match notice["event"]:
-        case "RTM_NEWLINK" | "RTM_DELLINK":
-            return Change("link", notice["index"])
-        case "RTM_NEWADDR" | "RTM_DELADDR":
-            return Change("address", notice["index"])
-        case "RTM_NEWROUTE" | "RTM_DELROUTE" if notice["dst_len"] == 0:
-            return Change("default_route", None)
-    return None

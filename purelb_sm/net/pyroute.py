@@ -1,6 +1,6 @@
-"""The one door to pyroute2: links and notices, in words of our own. No message of the library's stays.
+"""The one door to pyroute2: links, in words of our own. No message of the library's stays.
 
-Addresses and routes do not come this way: they are too many for the time it takes (see `rtnetlink`).
+Addresses, routes and notices do not come this way: they are too many for the time it takes (see `rtnetlink`).
 
 What one must know of pyroute2 0.9 to change anything here:
 * It is given a socket that we opened (`use_socket`), so that the caller decides in which network namespace; its own
@@ -9,7 +9,6 @@ What one must know of pyroute2 0.9 to change anything here:
 * A dump that a change interrupted is not reported; the flag in the messages is looked at here.
 * `link("get")` and `link_lookup` ask for an acknowledgement that nobody fetches: it stays in memory for good.
 * Once its socket has had an error the object answers nothing more, and a new one is needed.
-* `get()` ends after one datagram, and never gives others a turn while datagrams wait.
 * A message and each of its attributes refer to themselves (`chain`). Left to the garbage collector, those of 100 links
   lie about in 10 MiB; so they are let go of here.
 * A message class made from another one keeps that one's attributes, so ours are made from `nlmsg`.
@@ -35,14 +34,12 @@ from pyroute2.netlink import (
     nlmsg,
     rtnl,
 )
-from pyroute2.netlink.exceptions import NetlinkDecodeError, NetlinkDumpInterrupted, NetlinkError
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from purelb_sm.net.errors import DumpInterrupted, InterfaceMissing, NetError, from_errno
 from purelb_sm.net.model import Interface
-from purelb_sm.net.rtnetlink import OpenSocket, enlarge_receive_buffer
+from purelb_sm.net.rtnetlink import OpenSocket
 
 T = TypeVar("T")
 Message = Any
@@ -171,68 +168,6 @@ async def complete(dump: Callable[[], Awaitable[AsyncIterable[Message]]], conver
         if not interrupted:
             return found
     raise DumpInterrupted(f"the kernel's table changed during each of {_DUMP_TRIES} dumps")
-
-
-class Notices:
-    """What the kernel tells of links, addresses and routes from now on. For the running loop; `close` it.
-
-    `receive_buffer` in bytes: what of a burst fits into it is not lost.
-    """
-
-    def __init__(self, open_socket: OpenSocket, receive_buffer: int) -> None:
-        self._socket = _open_socket(open_socket)
-        try:
-            enlarge_receive_buffer(self._socket, receive_buffer)
-            self._socket.bind((0, _GROUPS))
-            self._routes = AsyncIPRoute(use_socket=self._socket)
-        except BaseException:
-            self._socket.close()
-            raise
-        # The fixed fields of a notice say where to look; not to look for attributes halves its cost.
-        self._routes.register_policy(_NOTICES)
-
-    def close(self) -> None:
-        self._routes.close()
-        # The library leaves that to a later turn of the loop.
-        self._socket.close()
-
-    async def next(self, convert: Callable[[Message], T]) -> list[T]:
-        """Waits for the next ones. `KernelRefused` with ENOBUFS: some were lost, and no more come; open another."""
-        try:
-            return [_taken(message, convert) async for message in self._routes.get()]
-        except (NetlinkError, NetlinkDecodeError) as broken:
-            raise _named(broken, "") from broken
-        except OSError as broken:
-            raise _no_answer(broken) from broken
-
-
-class _LinkNotice(nlmsg):  # type: ignore[misc]
-    fields = ifinfmsg.fields
-
-
-class _AddressNotice(nlmsg):  # type: ignore[misc]
-    fields = ifaddrmsg.fields
-
-
-class _RouteNotice(nlmsg):  # type: ignore[misc]
-    fields = rtmsg.fields
-
-
-_NOTICES = {
-    rtnl.RTM_NEWLINK: _LinkNotice,
-    rtnl.RTM_DELLINK: _LinkNotice,
-    rtnl.RTM_NEWADDR: _AddressNotice,
-    rtnl.RTM_DELADDR: _AddressNotice,
-    rtnl.RTM_NEWROUTE: _RouteNotice,
-    rtnl.RTM_DELROUTE: _RouteNotice,
-}
-_GROUPS = (
-    rtnl.RTMGRP_LINK
-    | rtnl.RTMGRP_IPV4_IFADDR
-    | rtnl.RTMGRP_IPV6_IFADDR
-    | rtnl.RTMGRP_IPV4_ROUTE
-    | rtnl.RTMGRP_IPV6_ROUTE
-)
 
 
 class _PromoteSecondaries(nlmsg):  # type: ignore[misc]

@@ -103,6 +103,11 @@ class Reader:
         self._known = fresh
         return found
 
+    def knows(self, body: bytes) -> bool:
+        """Whether the last table had this row, as it is but for its lifetimes."""
+        place = self._places.get((body[0], len(body)), 0)
+        return bool(place) and (place, body[:place] + body[place + _CACHEINFO.size :]) in self._known
+
 
 def _place_of_lifetimes(body: bytes) -> int:
     """Where in the message the lifetimes are; 0 where it has none."""

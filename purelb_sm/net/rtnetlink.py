@@ -28,6 +28,9 @@ NLMSG_ERROR, NLMSG_DONE = 2, 3
 
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 
+DATAGRAM = 1 << 17
+"""No answer and no notice of the kernel is longer."""
+
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 270, 10, 11, 12
 _NLMSGERR_ATTR_MSG, _NLM_F_ACK_TLVS, _NLM_F_CAPPED = 1, 0x200, 0x100
 _SO_RCVBUFFORCE = 33
@@ -157,7 +160,7 @@ class RtnlSocket:
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
         try:
-            data = self.socket.recv(1 << 17)
+            data = self.socket.recv(DATAGRAM)
         except OSError as failed:
             # Answers were lost (ENOBUFS) or never came. What the kernel did is unknown; the caller looks again.
             raise from_errno(failed.errno or errno.ETIMEDOUT, "", f"no answer from the kernel: {failed}") from failed

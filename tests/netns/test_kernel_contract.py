@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -11,6 +12,7 @@ from ipaddress import IPv4Address, ip_address, ip_network
 import pytest
 
 from purelb_sm.net import (
+    Change,
     ForeignAddress,
     Held,
     Home,
@@ -27,6 +29,7 @@ from purelb_sm.sandbox.cluster import namespace
 from tests.netns.support import ip
 
 NIC = "enp1s0"
+_signs = itertools.count(1)
 V4, V6 = ip_address("172.30.250.53"), ip_address("fd30:250::53")
 
 
@@ -361,6 +364,68 @@ async def test_what_changes_is_told(world: FakeWorld) -> None:
         async for change in changes:
             if change.kind == "default_route":
                 break
+
+
+@pytest.mark.spec("C12")
+@pytest.mark.parametrize("address", [V4, V6])
+async def test_what_we_did_is_not_told_and_what_others_do_to_it_is(world: FakeWorld, address: IPAddress) -> None:
+    """Else each address that we add or renew would have the whole table looked at."""
+    if not isinstance(world, RealWorld) or not isinstance(world.kernel, Kernel) or world.kernel.mark != "kernel":
+        return
+    there = (await world.kernel.held(), [link.index for link in await world.kernel.interfaces() if link.name == NIC])
+    length, index = (24 if address.version == 4 else 64), there[1][0]
+    told: list[Change] = []
+
+    async def listen() -> None:
+        async with aclosing(world.kernel.changes()) as changes:
+            async for change in changes:
+                told.append(change)  # noqa: PERF401
+
+    async def heard_of(what: Callable[[], object]) -> list[Change]:
+        """What is told of it until a change of somebody else's, made after it, is told."""
+        told.clear()
+        if asyncio.iscoroutinefunction(what):
+            await what()
+        else:
+            what()
+        world.add_nic(f"sign{next(_signs)}")
+        async with asyncio.timeout(10):
+            while not any(change.kind == "link" for change in told):
+                await asyncio.sleep(0.01)
+        return [change for change in told if (change.kind, change.index) == ("address", index)]
+
+    async def ours() -> None:
+        for lifetime_s in (300, 300, 60, 900):
+            await world.kernel.apply([local(address, lifetime_s)], [])
+        await world.kernel.held()
+        await world.kernel.apply([local(address, 300)], [])
+
+    async def gone() -> None:
+        await world.kernel.apply([], await world.kernel.held())
+        await world.kernel.held()
+
+    task = asyncio.create_task(listen())
+    try:
+        async with asyncio.timeout(10):
+            while not told:
+                await asyncio.sleep(0.01)
+        assert await heard_of(ours) == []
+        assert await heard_of(gone) == []
+        assert await heard_of(ours) == []
+        assert await heard_of(lambda: world.remove_by_hand(address, length, NIC))
+        await world.kernel.apply([local(address)], [])
+
+        async def theirs() -> None:
+            async with Kernel(open_socket=namespace.socket_opener(world.name)) as other:
+                await other.apply([local(address, None)], [])
+
+        assert await heard_of(theirs), "permanent is not what we made it"
+        await world.kernel.held()
+        change = ("address", "change", f"{address}/{length}", "dev", NIC, "valid_lft", "900", "preferred_lft", "900")
+        assert await heard_of(lambda: ip(world.name, *change, "noprefixroute")), "the mark is gone"
+        assert await heard_of(lambda: world.add_foreign("192.0.2.1/32", NIC))
+    finally:
+        task.cancel()
 
 
 async def test_a_link_that_goes_down_loses_its_ipv6_addresses(world: FakeWorld) -> None:

@@ -23,6 +23,7 @@ from purelb_sm.net import (
     facts,
     links,
     monitor,
+    notices,
     rows,
 )
 from purelb_sm.net import rtnetlink as nl
@@ -125,17 +126,19 @@ def test_no_bytes_make_the_codec_hang_or_fail(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("notice", "change"),
     [
-        ({"event": "RTM_NEWLINK", "index": 7}, Change("link", 7)),
-        ({"event": "RTM_DELLINK", "index": 7}, Change("link", 7)),
-        ({"event": "RTM_DELADDR", "index": 9}, Change("address", 9)),
-        ({"event": "RTM_NEWROUTE", "dst_len": 0}, Change("default_route", None)),
-        ({"event": "RTM_DELROUTE", "dst_len": 0}, Change("default_route", None)),
-        ({"event": "RTM_NEWROUTE", "dst_len": 32}, None),
-        ({"event": "RTM_NEWNEIGH", "ifindex": 7}, None),
+        ((notices.RTM_NEWLINK, struct.pack("=BxHiII", 0, 1, 7, 0, 0)), Change("link", 7)),
+        ((notices.RTM_DELLINK, struct.pack("=BxHiII", 0, 1, 7, 0, 0)), Change("link", 7)),
+        ((nl.RTM_NEWADDR, struct.pack("=BBBBI", 2, 32, 0, 0, 9)), Change("address", 9)),
+        ((nl.RTM_DELADDR, struct.pack("=BBBBI", 2, 32, 0, 0, 9)), Change("address", 9)),
+        ((notices.RTM_NEWROUTE, struct.pack("=BBBBBBBBI", 2, 0, 0, 0, 254, 0, 0, 1, 0)), Change("default_route", None)),
+        ((notices.RTM_DELROUTE, struct.pack("=BBBBBBBBI", 2, 0, 0, 0, 254, 0, 0, 1, 0)), Change("default_route", None)),
+        ((notices.RTM_NEWROUTE, struct.pack("=BBBBBBBBI", 2, 32, 0, 0, 254, 0, 0, 1, 0)), None),
+        ((28, struct.pack("=BxxxiHBB", 2, 7, 0, 0, 0)), None),
+        ((notices.RTM_NEWLINK, b"\0\0"), None),
     ],
 )
-def test_only_what_may_matter_to_an_announcer_is_told(notice: dict[str, object], change: Change | None) -> None:
-    assert monitor.change_of(notice) == change
+def test_only_what_may_matter_to_an_announcer_is_told(notice: notices.Notice, change: Change | None) -> None:
+    assert notices.change_of(notice) == change
 
 
 async def test_equal_changes_that_wait_are_merged_and_the_order_is_kept() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from pyroute2 import NetlinkDumpInterrupted
 from pyroute2.netlink import nlmsg
 
-from purelb_sm.net import Change, DumpInterrupted, KernelRefused, monitor, pyroute
+from purelb_sm.net import Change, DumpInterrupted, KernelRefused, monitor, notices, pyroute
 from purelb_sm.net.rtnetlink import NLM_F_DUMP_INTR, OpenSocket
 
 LOST = KernelRefused(errno.ENOBUFS)
@@ -86,22 +87,22 @@ class ScriptedNotices:
         self.batches = batches
         self.broken = broken
 
-    async def next(self, convert: Callable[[Any], Any]) -> list[Any]:
+    async def next(self) -> list[notices.Notice]:
         if not self.batches:
             raise self.broken
-        return [convert(self.batches.pop(0))]
+        return [self.batches.pop(0)]
 
     def close(self) -> None:
         self.kernel.open -= 1
 
 
-def link(index: int) -> dict[str, Any]:
-    return {"event": "RTM_NEWLINK", "index": index}
+def link(index: int) -> notices.Notice:
+    return notices.RTM_NEWLINK, struct.pack("=BxHiII", 0, 1, index, 0, 0)
 
 
 async def told(kernel: ScriptedKernel, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Change], BaseException]:
     """What a subscriber is told until there is no more, and the error that it then gets."""
-    monkeypatch.setattr(pyroute, "Notices", kernel.subscribe)
+    monkeypatch.setattr(notices, "Notices", kernel.subscribe)
     changes: list[Change] = []
     async with monitor.Monitor() as watch:
         while True:
