@@ -1,6 +1,8 @@
 # Two commands matter: `make demo` and `make test`. Both install what they need.
 PY := .venv/bin/python
 export PYTHONUNBUFFERED := 1
+# Hundreds of processes are started, and each would compile all its modules anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test lint fmt unit search bench install lock clean
 

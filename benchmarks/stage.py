@@ -108,7 +108,13 @@ class Stage:
         log = self.folder / f"{name}-{len(self.started)}.log"
         with log.open("wb") as out:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", *arguments, stdout=out, stderr=out, cwd=ROOT, env={**os.environ, **(env or {})}
+                sys.executable,
+                "-m",
+                *arguments,
+                stdout=out,
+                stderr=out,
+                cwd=ROOT,
+                env={**_environment(), **(env or {})},
             )
         self.started.append(Process(process, log))
         return self.started[-1]
@@ -168,12 +174,17 @@ async def stage(kubeconfig: Path | None = None) -> AsyncIterator[Stage]:
                     await _tear_down(client)
 
 
+def _environment() -> dict[str, str]:
+    """Ours, but what was imported once is kept compiled, as it is in an image."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 async def _api_server(folder: Path) -> Process:
     log = folder / "api.log"
     arguments = ["purelb_sm.sandbox.apiserver", "--history", "40000"]
     with log.open("wb") as out:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", *arguments, stdout=asyncio.subprocess.PIPE, stderr=out, cwd=ROOT
+            sys.executable, "-m", *arguments, stdout=asyncio.subprocess.PIPE, stderr=out, cwd=ROOT, env=_environment()
         )
     assert process.stdout is not None
     async with asyncio.timeout(_READY_S):

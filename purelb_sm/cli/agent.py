@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from purelb_sm.cli import logs
-from purelb_sm.cli.lean import postpone_init
+from purelb_sm.cli.lean import postpone_init, uncollected
 from purelb_sm.cli.stopping import until_told_to_stop
 from purelb_sm.domain import names
 from purelb_sm.errors import PurelbError
@@ -81,10 +80,11 @@ async def _serve(settings: AgentSettings) -> None:
     for package in ("kubernetes", "pyroute2"):
         postpone_init(package)
     # Imported here: the other verbs need neither the kernel nor the cluster.
-    from purelb_sm.agent.agent import Agent
-    from purelb_sm.kube.client import KubeClient
-    from purelb_sm.net import Kernel, NetError
-    from purelb_sm.web import server
+    with uncollected():
+        from purelb_sm.agent.agent import Agent
+        from purelb_sm.kube.client import KubeClient
+        from purelb_sm.net import Kernel, NetError
+        from purelb_sm.web import server
 
     kubeconfig = str(settings.kubeconfig) if settings.kubeconfig else None
     try:
@@ -94,8 +94,6 @@ async def _serve(settings: AgentSettings) -> None:
         ):
             agent = Agent(settings, client, kernel)
             async with server.serve(settings.web_host, settings.web_port, agent.checks, agent.metrics.registry):
-                # What is imported by now stays: the collector need not look at it again and again.
-                gc.freeze()
                 await until_told_to_stop(agent.run())
     except NetError as error:
         raise PurelbError(str(error)) from error

@@ -1,4 +1,5 @@
-"""Imports parts of a package without the whole: an agent runs on every node, and its memory is the users'.
+"""Imports no more than is needed: an agent runs on every node, and its memory is the users'; and traffic may wait for a
+start, which is nearly all imports.
 
 Two of our dependencies import, in their `__init__`, much that an agent never uses: the synchronous half of the
 Kubernetes client (7 MiB), and a database and twenty kinds of sockets (6 MiB).
@@ -6,7 +7,10 @@ Kubernetes client (7 MiB), and a database and twenty kinds of sockets (6 MiB).
 
 from __future__ import annotations
 
+import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec
 from typing import Any
@@ -33,3 +37,28 @@ def postpone_init(package: str) -> None:
 
     module.__dict__["__getattr__"] = complete
     sys.modules[package] = module
+
+
+@contextmanager
+def hidden(package: str) -> Iterator[None]:
+    """As if `package` were not installed, for what is imported meanwhile. Does nothing where it is imported already."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]  # "not there", for the import statement
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Around imports: they make no garbage, and a sixth of their time would go into looking for some. What is there at
+    the end stays, and is not looked at again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -6,7 +6,7 @@ import typer
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from purelb_sm.cli.main import app
+from purelb_sm.cli import main
 from purelb_sm.settings import AgentSettings, AllocatorSettings, ClusterSettings
 
 PREFIX = "purelb_"
@@ -30,7 +30,7 @@ def variable(name: str, field: FieldInfo) -> str:
 
 def flags(command: str) -> dict[str, str]:
     """The flags of a verb, by the name of the parameter that they fill."""
-    verb = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
+    verb = typer.main.get_command(main.command()).commands[command]  # type: ignore[attr-defined]
     return {
         str(option.name): " / ".join(f"`{flag}`" for flag in (*option.opts, *option.secondary_opts))
         for option in verb.params

@@ -29,7 +29,8 @@ from purelb_sm.kube.wire import Requests, plain_time, utc_now
 
 log = structlog.get_logger(__name__)
 
-QUEUE_MAX: Final = 2000
+QUEUE_MAX: Final = 10_000
+"""As many as a large cluster has Services, of about 1 KiB each: one that comes up whole should see all its Events."""
 WORKERS: Final = 4
 KNOWN_MAX: Final = 2048
 BURST: Final = 25

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from typer.testing import CliRunner
 
-from purelb_sm.cli.main import app
+from purelb_sm.cli import main
 from purelb_sm.sandbox.apiserver import Fault
 from purelb_sm.store.audit import Audit
 from purelb_sm.store.history import Verified
@@ -336,7 +336,7 @@ async def test_a_history_whose_tail_was_cut_off_does_not_verify_against_the_leas
             cluster.create(service_object())
             await cluster.given()
             await eventually(lambda: moves(database)[-1][2] == "allocated")
-        whole = await asyncio.to_thread(CliRunner().invoke, app, command)
+        whole = await asyncio.to_thread(CliRunner().invoke, main.command(), command)
         assert whole.exit_code == 0, whole.output
         # A thief with the file: without the triggers, the last row goes, and what is left is a sound chain.
         engine = create_engine(database)
@@ -346,7 +346,7 @@ async def test_a_history_whose_tail_was_cut_off_does_not_verify_against_the_leas
             connection.execute(text("DELETE FROM history WHERE seq = (SELECT max(seq) FROM history)"))
         engine.dispose()
         assert verified(database).rows > 0
-        cut = await asyncio.to_thread(CliRunner().invoke, app, command)
+        cut = await asyncio.to_thread(CliRunner().invoke, main.command(), command)
         assert cut.exit_code == 1, cut.output
 
 

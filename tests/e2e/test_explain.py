@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from purelb_sm.cli.main import app
+from purelb_sm.cli.main import command
 from tests.support.product import Cluster, a_cluster, a_database, a_node, an_allocator, local_group, service_object
 from tests.support.waiting import eventually
 
@@ -22,7 +22,7 @@ async def purelb(cluster: Cluster, database: str, *words: str) -> Result:
     """In a thread: it runs a loop of its own."""
     environment = {"PURELB_DATABASE": database}
     argv = [*words, "--kubeconfig", str(cluster.kubeconfig)]
-    return await asyncio.to_thread(lambda: CliRunner().invoke(app, argv, env=environment))
+    return await asyncio.to_thread(lambda: CliRunner().invoke(command(), argv, env=environment))
 
 
 async def explained(cluster: Cluster, database: str, name: str = "echo") -> dict[str, Any]:

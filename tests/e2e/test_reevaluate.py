@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from purelb_sm.cli.main import app
+from purelb_sm.cli.main import command
 from purelb_sm.kube.client import MERGE_PATCH
 from purelb_sm.kube.resources import SERVICES
 from purelb_sm.sandbox.apiserver import Fault
@@ -56,7 +56,7 @@ def what_is_shown(service: dict[str, Any]) -> tuple[str, str, bool]:
 
 async def re_evaluate(cluster: Cluster, service: str) -> Result:
     words = ("re-evaluate", service, "--kubeconfig", str(cluster.kubeconfig))
-    return await asyncio.to_thread(partial(CliRunner().invoke, app, words))
+    return await asyncio.to_thread(partial(CliRunner().invoke, command(), words))
 
 
 @pytest.mark.spec("A23", "B5")

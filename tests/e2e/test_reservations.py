@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from purelb_sm.cli.main import app
+from purelb_sm.cli.main import command
 from tests.e2e.test_allocator import rows, states, verified
 from tests.e2e.test_kill import a_stage
 from tests.support.product import a_cluster, a_database, an_allocator, local_group, service_object
@@ -23,7 +23,7 @@ NEVER = {"reservations_poll_s": 3600.0}
 
 async def purelb(database: str, *words: str) -> str:
     """What a verb prints, run beside the allocator's loop as another process would."""
-    run = partial(CliRunner().invoke, app, words, env={"PURELB_DATABASE": database})
+    run = partial(CliRunner().invoke, command(), words, env={"PURELB_DATABASE": database})
     done = await asyncio.to_thread(run)
     assert done.exit_code == 0, done.output
     return done.stdout

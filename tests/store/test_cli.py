@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
-from purelb_sm.cli.main import app
+from purelb_sm.cli.main import command
 from purelb_sm.cli.times import parse_when, show
 from purelb_sm.domain.book import Observe, Refuse
 from purelb_sm.domain.views import ServiceKey
@@ -24,7 +24,7 @@ from tests.support.book import DNS, WEB, Agent, Desk
 
 
 def purelb(url: str, *words: str) -> Result:
-    return CliRunner().invoke(app, words, env={"PURELB_DATABASE": url})
+    return CliRunner().invoke(command(), words, env={"PURELB_DATABASE": url})
 
 
 @pytest.fixture

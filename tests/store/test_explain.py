@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from purelb_sm.cli.main import app
+from purelb_sm.cli.main import command
 from purelb_sm.domain.book import Allocate, Hold, Join, Observe, Plan, Refuse
 from purelb_sm.domain.remedies import REMEDIES, remedy
 from purelb_sm.domain.states import AnnouncementState, AnnouncementTrigger
@@ -24,7 +24,7 @@ WAITED = timedelta(minutes=10)
 
 
 def purelb(url: str, *words: str) -> Result:
-    return CliRunner().invoke(app, words, env={"PURELB_DATABASE": url})
+    return CliRunner().invoke(command(), words, env={"PURELB_DATABASE": url})
 
 
 def explained(url: str, service: ServiceKey = WEB) -> dict[str, Any]:

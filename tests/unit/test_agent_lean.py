@@ -5,8 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 SEES = """
 import sys
+
+import pytest
 from purelb_sm.cli.lean import postpone_init
 for package in ("kubernetes", "pyroute2", "no_such_package", "json"):
     postpone_init(package)
@@ -26,3 +30,35 @@ assert AsyncIPRoute is same
 def test_an_agent_imports_no_database_and_no_second_client() -> None:
     done = subprocess.run([sys.executable, "-c", SEES], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+STARTS = """
+import gc, sys
+from purelb_sm.cli import main
+seen = {}
+def look(modules):
+    app = main.made(modules)
+    seen.update(modules=list(modules), collects=gc.isenabled())
+    return app
+main.made, main.command = main.command, look
+sys.argv = ["purelb", "VERB", "--no-such-option"]
+sys.stderr = sys.stdout
+try:
+    main.main()
+except SystemExit:
+    pass
+assert seen == {"modules": ["VERB"], "collects": False}, seen
+import structlog
+assert structlog.dev.rich is None
+assert not [n for n in sys.modules if n.startswith("purelb_sm.cli.ex")]
+assert gc.isenabled() and gc.get_freeze_count()
+import rich
+"""
+
+
+@pytest.mark.parametrize("verb", ["allocator", "agent"])
+def test_a_process_imports_no_other_verb_and_its_garbage_is_collected(verb: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STARTS.replace("VERB", verb)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from purelb_sm.cli.main import app
+from purelb_sm.cli.main import command
 from purelb_sm.domain import names
 from purelb_sm.domain.draining import what_stays
 from purelb_sm.domain.election import Electorate
@@ -42,7 +42,7 @@ class Answer:
 async def purelb(lab: Lab, *words: str) -> Answer:
     """What the verb says, without the logs of the agents in this process."""
     words = (*words, "--kubeconfig", str(lab.cluster.kubeconfig))
-    result = await asyncio.to_thread(partial(CliRunner().invoke, app, words))
+    result = await asyncio.to_thread(partial(CliRunner().invoke, command(), words))
     lines = [line for line in result.output.splitlines() if not re.match(r"\d{4}-\d\d-\d\d .*\[", line)]
     return Answer(result.exit_code, lines)
 

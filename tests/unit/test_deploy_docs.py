@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from purelb_sm.cli.main import app
+from purelb_sm.cli import main
 from purelb_sm.cli.settings_page import PREFIX, VERBS, flags, page, variable
 from purelb_sm.domain.agent_config import DEFAULT_CONFIG
 from purelb_sm.settings import AllocatorSettings, ClusterSettings
@@ -103,6 +103,6 @@ def test_every_table_of_a_benchmark_has_its_place() -> None:
 
 def test_every_verb_is_on_the_page_of_the_command_line() -> None:
     page = (ROOT / "docs" / "reference" / "cli.md").read_text()
-    verbs = [command.name for command in app.registered_commands]
+    verbs = [command.name for command in main.command().registered_commands]
     assert len(verbs) > 10
     assert [verb for verb in verbs if f"`purelb {verb}`" not in page] == []
