@@ -170,16 +170,9 @@ def fill(url: str, term: int, head: Head, addresses: Iterable[Address]) -> None:
         for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-1000000", "foreign_keys=ON"):
             file.execute(f"PRAGMA {pragma}")
         file.execute("BEGIN EXCLUSIVE")
-        # Made anew of sorted rows, they take seconds instead of minutes, and a unique one still refuses what is double.
-        indexes = file.execute(
-            "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
-        ).fetchall()
-        for name, _ in indexes:
-            file.execute(f"DROP INDEX {name}")
+        # The indexes stay: made anew of sorted rows, all their pages would be full, and every new row would split one.
         for some in _chunks(addresses):
             _insert(file, filling.rows(some))
-        for _, statement in indexes:
-            file.execute(statement)
         file.execute("COMMIT")
         file.execute("PRAGMA journal_mode=WAL")
 

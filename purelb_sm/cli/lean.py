@@ -52,13 +52,19 @@ def hidden(package: str) -> Iterator[None]:
         del sys.modules[package]
 
 
+GARBAGE = 20_000
+"""The collector looks after so many new objects, not 700: a batch of Services makes more, which all go by themselves,
+and a seventh of its time went into looking at them."""
+
+
 @contextmanager
 def uncollected() -> Iterator[None]:
     """Around imports: they make no garbage, and a sixth of their time would go into looking for some. What is there at
-    the end stays, and is not looked at again."""
+    the end stays, and is not looked at again; from then on the collector runs less often."""
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
+        gc.set_threshold(GARBAGE)
         gc.enable()

@@ -32,6 +32,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from purelb_sm.errors import Clash, DatabaseUnavailable, StoreError
+from purelb_sm.store.carrying import LOG_KEPT, Carrier
 
 LOCK_WAIT_S = 15
 """How long a writer waits for another's transaction before it gives up with DatabaseUnavailable."""
@@ -92,10 +93,10 @@ def _sqlite(url: URL, readonly: bool, create: bool) -> Engine:
     engine = create_engine(url, creator=connect, pool_size=2, max_overflow=8)
     pragmas = [f"busy_timeout={int(LOCK_WAIT_S * 1000)}", "foreign_keys=ON"]
     # FULL: in WAL mode, NORMAL may lose the last commits at a power cut, and then an address is given out twice.
-    # An allocation in a large book changes pages all over it. They are read once, and go from the log into the file
-    # when there are 32 MiB of them, not 4: many were changed again by then.
+    # An allocation in a large book changes pages all over it. They are read once, and are carried from the log into the
+    # file beside the work; who writes finishes that itself when the log has 32 MiB, not 4: most of it is done by then.
     pragmas += ["query_only=ON"] if readonly else ["journal_mode=WAL", "synchronous=FULL", "wal_autocheckpoint=8192"]
-    pragmas += [f"cache_size=-{CACHE_KIB}"]
+    pragmas += [f"cache_size=-{CACHE_KIB}", f"journal_size_limit={LOG_KEPT}"]
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, record: Any) -> None:
@@ -113,6 +114,10 @@ def _sqlite(url: URL, readonly: bool, create: bool) -> Engine:
     def _began(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN" if readonly else "BEGIN IMMEDIATE")
 
+    if not readonly:
+        carrier = Carrier(path)
+        event.listen(engine, "checkin", lambda _connection, _record: carrier.look())
+        event.listen(engine, "engine_disposed", lambda _engine: carrier.stop())
     return engine
 
 
