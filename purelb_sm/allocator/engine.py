@@ -253,6 +253,11 @@ class Engine:
         with self._book.transaction(self.term, self._clock()) as unit:
             return [service.key for service in unit.live_services()]
 
+    def holdings(self) -> dict[ServiceKey, tuple[str, frozenset[str]]]:
+        """The uid and the addresses of every Service that the book has as asking: `live_keys`, and what they hold."""
+        with self._book.transaction(self.term, self._clock()) as unit:
+            return unit.holdings()
+
     def any_free(self, addresses: Collection[Address]) -> bool:
         """Whether one of these may be had; True where that is not known without asking the book."""
         return self._world is None or any(self._world.free.is_free(address) for address in addresses)

@@ -7,7 +7,7 @@ standby they are dropped, since a new leader looks at everything once anyway.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from itertools import count
 from typing import Any, Final
@@ -114,6 +114,11 @@ class Intake:
             if _concerns_us(view):
                 (showing if view.ingress and branded(view) else asking).append(key)
         return showing, asking
+
+    def shows_just(self, key: ServiceKey, uid: str, addresses: Collection[str]) -> bool:
+        """Whether it is the Service with this uid, and its status has these addresses and no others."""
+        view = self.services.get(key)
+        return view is not None and view.uid == uid and {entry.ip for entry in view.ingress} == addresses
 
     def group_views(self) -> tuple[list[ObjectView], list[ObjectView]]:
         """The ServiceGroups of the install namespace, and those elsewhere."""

@@ -43,6 +43,8 @@ RETRY_LAST_S = 10.0
 UNREAD_RETRY_S = 10.0
 HEAD_PERIOD_S = 1.0
 WAITING_MAX = 10_000
+SETTLED = 100
+"""So many of those who have what they show are looked at, before whoever comes now has a turn."""
 PREFERRED = 500
 """So many of those who wait are planned before anybody else; a release must not hold up all others for long."""
 
@@ -107,26 +109,25 @@ class Leading:
         await self._insist(self._set_groups)
         await self._insist(self._set_reach)
         showing, asking = self._intake.relevant()
-        booked = await self._live_keys()
+        booked = await self._insist(lambda: self._thread.call(self._engine.holdings))
         known = set(showing) | set(asking)
         gone = [key for key in booked if key not in known]
+        settled = [key for key in showing if key in booked and self._intake.shows_just(key, *booked[key])]
+        unsettled = set(showing).difference(settled)
         waited = await self._insist(lambda: self._thread.call(self._engine.waiting_keys, WAITING_MAX))
         waiting, theirs = set(waited), set(asking)
         waited = [key for key in waited if key in theirs]
         async with asyncio.TaskGroup() as group:
             group.create_task(self._publisher.run())
             group.create_task(self._teller.run())
-            # Shown first (adopted before anything is given), then gone (their claims may be asked for), then those who
-            # are known to wait. The rest come in turn with whoever comes now: they may be one namespace's flood (E8).
-            for keys in (showing, gone, waited):
-                for start in range(0, len(keys), self._batch_max):
-                    await self._plan_all(keys[start : start + self._batch_max])
-                    await self._publisher.room()
+            # Those that show what the book has not first (adopted before anything is given), then gone (their claims
+            # may be asked for), then those who are known to wait. The rest come in turn with whoever comes now: they
+            # may be one namespace's flood (E8). Those that show what they hold are looked at beside that.
+            for keys in ([key for key in showing if key in unsettled], gone, waited):
+                await self._look_at(keys, self._batch_max)
             for key in asking:
                 if key not in waiting:
                     self._intake.queue.add(key)
-            log.info("leading", term=self._engine.term, services=len(known), gone=len(gone))
-            self._all_seen = True
             group.create_task(self._services())
             group.create_task(self._groups())
             group.create_task(self._nodes())
@@ -135,6 +136,16 @@ class Leading:
             group.create_task(self._heads())
             group.create_task(self._reservations())
             group.create_task(self._notices.run(self._live_keys))
+            await self._look_at(settled, min(self._batch_max, SETTLED))
+            log.info("leading", term=self._engine.term, services=len(known), gone=len(gone))
+            self._all_seen = True
+
+    async def _look_at(self, keys: Sequence[ServiceKey], size: int) -> None:
+        """Plans them in this order, so many at once, no faster than what comes of it is written."""
+        for start in range(0, len(keys), size):
+            async with self._planning:
+                await self._plan_all(keys[start : start + size])
+            await self._publisher.room()
 
     async def _live_keys(self) -> list[ServiceKey]:
         return await self._insist(lambda: self._thread.call(self._engine.live_keys))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from purelb_sm.cli import logs
-from purelb_sm.cli.lean import postpone_init, uncollected
+from purelb_sm.cli.lean import postpone_init, trusting_nobody, uncollected
 from purelb_sm.cli.stopping import until_told_to_stop
 from purelb_sm.domain import names
 from purelb_sm.errors import PurelbError
@@ -80,7 +80,7 @@ async def _serve(settings: AgentSettings) -> None:
     for package in ("kubernetes", "pyroute2"):
         postpone_init(package)
     # Imported here: the other verbs need neither the kernel nor the cluster.
-    with uncollected():
+    with uncollected(), trusting_nobody():
         from purelb_sm.agent.agent import Agent
         from purelb_sm.kube.client import KubeClient
         from purelb_sm.net import Kernel, NetError

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from purelb_sm.cli import logs
-from purelb_sm.cli.lean import postpone_init, uncollected
+from purelb_sm.cli.lean import postpone_init, trusting_nobody, uncollected
 from purelb_sm.cli.stopping import until_told_to_stop
 from purelb_sm.domain import names
 from purelb_sm.errors import PurelbError
@@ -63,7 +63,7 @@ async def _serve(settings: AllocatorSettings) -> None:
     for package in ("kubernetes", "kubernetes.aio"):
         postpone_init(package)
     # Imported here: the other verbs need neither the database nor the cluster.
-    with uncollected():
+    with uncollected(), trusting_nobody():
         from purelb_sm.allocator.app import Allocator, identity
         from purelb_sm.kube.client import KubeClient
         from purelb_sm.store import Book

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from datetime import datetime
 from typing import ParamSpec, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from purelb_sm.domain.addresses import Address, AddressRange, Family
 from purelb_sm.domain.announced import Announcers
@@ -20,7 +20,7 @@ from purelb_sm.domain.sharing import SharedAddress
 from purelb_sm.domain.states import AllocationState, ServiceState
 from purelb_sm.domain.views import ServiceKey
 from purelb_sm.errors import InvalidGroup, StoreError
-from purelb_sm.models import Allocation, Service, table
+from purelb_sm.models import Allocation, Membership, Service, table
 from purelb_sm.store import (
     announcers,
     applying,
@@ -36,7 +36,16 @@ from purelb_sm.store import (
 from purelb_sm.store.reporting import ReportOutcome
 from purelb_sm.store.workspace import Workspace
 
-_S, _A = table(Service), table(Allocation)
+_S, _A, _M = table(Service), table(Allocation), table(Membership)
+
+_HOLDINGS = (
+    select(_S.c.namespace, _S.c.name, _S.c.uid, _A.c.address_text)
+    .select_from(_S)
+    .outerjoin(_M, (_M.c.service_number == _S.c.number) & loading.MEMBER)
+    .outerjoin(_A, _A.c.id == _M.c.allocation_id)
+    .where(_S.c.cluster == bindparam("cluster"), loading.LIVE)
+    .order_by(_S.c.namespace, _S.c.name)
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -130,6 +139,16 @@ class Unit:
         statement = select(_S).where(_S.c.cluster == self._ws.cluster, loading.LIVE)
         for row in self._ws.db.stream(statement.order_by(_S.c.namespace, _S.c.name)):
             yield _booked_service(row)
+
+    def holdings(self) -> dict[ServiceKey, tuple[str, frozenset[str]]]:
+        """The uid of every Service that is not withdrawn, and its addresses as text: none if it waits."""
+        self._do(self._ws.flush)
+        found: dict[ServiceKey, tuple[str, frozenset[str]]] = {}
+        for row in self._do(self._ws.db.rows, _HOLDINGS, {"cluster": self._ws.cluster}):
+            key = ServiceKey(row.namespace, row.name)
+            addresses = found[key][1] if key in found else frozenset()
+            found[key] = row.uid, addresses | {row.address_text} if row.address_text else addresses
+        return found
 
     def waiting(self, limit: int) -> list[BookedService]:
         """Pending Services, the one that has waited longest first."""

@@ -49,6 +49,10 @@ def states(database: str) -> dict[str, str]:
     return {str(a): str(s) for a, s in rows(database, "SELECT address_text, state FROM allocation ORDER BY id")}
 
 
+def states_of_services(database: str) -> dict[str, str]:
+    return {str(name): str(state) for name, state in rows(database, "SELECT name, state FROM service")}
+
+
 def verified(database: str) -> Verified:
     audit = Audit.open(database)
     try:
@@ -157,6 +161,50 @@ async def test_a_restart_moves_nothing_and_writes_nothing(tmp_path: Path) -> Non
             await eventually(lambda: len(cluster.events("IPAllocated")) == 4)
         assert {name: cluster.service(name) for name in before} == before
         assert [p for m, p in cluster.writes() if m == "PATCH" and "/services/" in p] == [STATUS.replace("echo", "d")]
+
+
+async def test_after_a_restart_who_waits_does_not_wait_for_those_who_have_theirs(tmp_path: Path) -> None:
+    old = [f"old-{n}" for n in range(20)]
+    async with a_cluster(tmp_path, local_group("172.30.250.53-172.30.250.90")) as cluster:
+        database = a_database(tmp_path)
+        async with an_allocator(cluster, database):
+            for name in old:
+                cluster.create(service_object(name))
+                await cluster.given(name)
+        for name in old:
+            # Something to write for each of them, so that the order is seen.
+            await cluster.patch_service(name, {"metadata": {"annotations": {"purelb.io/allocated-from": None}}})
+
+        def written() -> list[str]:
+            return [p.split("/")[-2] for m, p in cluster.writes() if m == "PATCH" and p.endswith("/status")]
+
+        cluster.requests.clear()
+        cluster.create(service_object("new"))
+        async with an_allocator(cluster, database, batch_max=1, publish_concurrency=1):
+            await eventually(lambda: len(written()) > 20)
+
+        assert "new" in written()[:10]
+
+
+@pytest.mark.spec("B12")
+async def test_what_a_service_shows_is_adopted_first_though_the_book_has_it_waiting(tmp_path: Path) -> None:
+    in_later = {"purelb.io/service-group": "later"}
+    async with a_cluster(tmp_path, local_group("172.30.250.10-172.30.250.40")) as cluster:
+        database = a_database(tmp_path)
+        async with an_allocator(cluster, database):
+            for n in range(20):
+                cluster.create(service_object(f"a-{n}"))
+                await cluster.given(f"a-{n}")
+            cluster.create(service_object("old", annotations=in_later))
+            await eventually(lambda: states_of_services(database).get("old") == "pending")
+        # As if the book were an older one, put back from a backup.
+        await cluster.patch_service("old", {"metadata": {"annotations": {"purelb.io/allocated-by": "PureLB"}}})
+        await cluster.patch_status("old", {"loadBalancer": {"ingress": [{"ip": "172.30.250.53", "ipMode": "VIP"}]}})
+        cluster.create(local_group(POOL, name="later"))
+        cluster.create(service_object("new", annotations=in_later))
+        async with an_allocator(cluster, database, batch_max=1):
+            assert await cluster.given("new") == ["172.30.250.54"]
+        assert cluster.shown("old") == ["172.30.250.53"]
 
 
 async def test_what_was_deleted_and_made_again_while_nobody_looked_is_sorted_out(tmp_path: Path) -> None:

@@ -109,6 +109,13 @@ class Cluster:
         path = f"/api/v1/namespaces/{namespace}/services/{bare}"
         await self.client.request("PATCH", path, body=patch, content_type=MERGE_PATCH)
 
+    async def patch_status(self, name: str, status: JSON) -> None:
+        from purelb_sm.kube.client import MERGE_PATCH
+
+        namespace, bare = key_of(name)
+        path = f"/api/v1/namespaces/{namespace}/services/{bare}/status"
+        await self.client.request("PATCH", path, body={"status": status}, content_type=MERGE_PATCH)
+
     def shown(self, name: str = "echo") -> list[str]:
         """The addresses in the Service's ingress."""
         status = self.service(name).get("status", {})

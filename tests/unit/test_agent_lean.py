@@ -62,3 +62,24 @@ def test_a_process_imports_no_other_verb_and_its_garbage_is_collected(verb: str)
         [sys.executable, "-c", STARTS.replace("VERB", verb)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+TRUSTS = """
+import ssl
+from purelb_sm.cli.lean import trusting_nobody
+with trusting_nobody():
+    import aiohttp.connector
+assert aiohttp.connector._SSL_CONTEXT_VERIFIED.verify_mode == ssl.CERT_REQUIRED
+assert not aiohttp.connector._SSL_CONTEXT_VERIFIED.get_ca_certs()
+assert ssl.SSLContext.load_default_certs.__name__ == "load_default_certs"
+from kubernetes.aio.client import ApiClient, Configuration
+import asyncio
+async def context():
+    return ApiClient(Configuration()).rest_client.ssl_context
+assert asyncio.run(context()).cert_store_stats() == ssl.create_default_context().cert_store_stats()
+"""
+
+
+def test_a_connection_that_brings_no_context_trusts_nobody_and_ours_do() -> None:
+    done = subprocess.run([sys.executable, "-c", TRUSTS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
