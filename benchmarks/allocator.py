@@ -3,11 +3,13 @@
 What is made at once is made by 16 requests at a time. From create to ingress is what a user sees: from the moment the
 request to make the Service is sent until a watch shows its address. Services per second counts from the first request
 until the last address and the last Event are there. The ceiling is the same for a bare loop that makes the same writes
-with as many requests at once and decides nothing (benchmarks/bare.py).
+with as many requests at once and decides nothing (benchmarks/bare.py); the two take turns, and of their runs the one in
+the middle is shown, since on a small machine one run tells little.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from benchmarks.tables import Table, percentile
 ALONE = 100
 """So many are made one after the other to measure one alone."""
 FULL = 10_000
+TRIES = 3
 LATER = (1, 200, 1000)
 
 
@@ -43,15 +46,26 @@ async def bench(kubeconfig: Path | None, counts: Sequence[int], full: int) -> li
     """The tables `allocator` (b) and `crowded` (c)."""
     table = _table("allocator", kubeconfig)
     runs: dict[int, Run] = {}
-    ceilings: dict[int, Run] = {}
+    shares: dict[int, float] = {}
     for count in counts:
-        async with stage(kubeconfig) as ready:
-            ceilings[count] = await _measure(ready, await ready.bare(), count)
-        async with stage(kubeconfig) as ready:
-            runs[count] = await _measure(ready, await ready.allocator(), count)
-        _add(table, f"{count:,}", runs[count], ceilings[count])
-    _goals(table, runs, ceilings)
+        found = [await _pair(kubeconfig, count) for _ in range(TRIES)]
+        shares[count] = statistics.median(run.rate / ceiling.rate for ceiling, run in found)
+        ceiling, runs[count] = (_middle(each) for each in zip(*found, strict=True))
+        _add(table, f"{count:,}", runs[count], ceiling, shares[count])
+    _goals(table, runs, shares)
     return [table, await _crowded(kubeconfig, runs, full)]
+
+
+async def _pair(kubeconfig: Path | None, count: int) -> tuple[Run, Run]:
+    """The bare loop, and the allocator, each on a stage of its own."""
+    async with stage(kubeconfig) as ready:
+        ceiling = await _measure(ready, await ready.bare(), count)
+    async with stage(kubeconfig) as ready:
+        return ceiling, await _measure(ready, await ready.allocator(), count)
+
+
+def _middle(runs: Sequence[Run]) -> Run:
+    return sorted(runs, key=lambda run: run.rate)[len(runs) // 2]
 
 
 def _table(name: str, kubeconfig: Path | None) -> Table:
@@ -61,22 +75,22 @@ def _table(name: str, kubeconfig: Path | None) -> Table:
     return Table(name, command, machine.facts(), columns)
 
 
-def _add(table: Table, label: str, run: Run, ceiling: Run | None) -> None:
+def _add(table: Table, label: str, run: Run, ceiling: Run | None = None, share: float = 0.0) -> None:
     numbers = [run.of(0.5), run.of(0.9), run.of(0.99), run.of(1.0), run.rate, run.cpu_s, run.peak_mib]
     bare: list[object] = ["", "", ""]
     if ceiling is not None:
-        bare = [ceiling.of(0.5), ceiling.rate, f"{run.rate / ceiling.rate:.0%}"]
+        bare = [ceiling.of(0.5), ceiling.rate, f"{share:.0%}"]
     table.add(label, *numbers, *bare)
 
 
-def _goals(table: Table, runs: dict[int, Run], ceilings: dict[int, Run]) -> None:
+def _goals(table: Table, runs: dict[int, Run], shares: dict[int, float]) -> None:
     many = [count for count in runs if count > 1]
     if 1 in runs:
         alone = runs[1].of(0.5)
         table.goal("one Service alone under 10 ms (p50)", reached=alone < 10, found=f"{alone:.1f} ms")
         table.goal("aim: 5 ms alone", reached=alone <= 5, found=f"{alone:.1f} ms")
     if many:
-        share = min(runs[count].rate / ceilings[count].rate for count in many)
+        share = min(shares[count] for count in many)
         table.goal("at least 80% of the ceiling", reached=share >= 0.8, found=f"{share:.0%} at the least")
         slowest = min(runs[count].rate for count in many)
         table.goal("aim: 300 Services/s", reached=slowest >= 300, found=f"{slowest:.0f}/s at the least")
@@ -89,12 +103,12 @@ async def _crowded(kubeconfig: Path | None, alone: dict[int, Run], full: int) ->
         allocator = await ready.allocator()
         async with watching(ready.client) as load:
             filling = await _crowd(load, allocator, numbered("old", full))
-            _add(table, f"{full:,} into none", filling, None)
+            _add(table, f"{full:,} into none", filling)
             worst = 0.0
             for count in (count for count in LATER if count in alone):
-                run = await _among(load, allocator, count)
-                _add(table, f"{count:,} more", run, None)
-                before, now = alone[count], run
+                now = _middle([await _among(load, allocator, count, attempt) for attempt in range(TRIES)])
+                _add(table, f"{count:,} more", now)
+                before = alone[count]
                 grown = now.of(0.5) / before.of(0.5) if count == 1 else before.rate / now.rate
                 worst = max(worst, grown)
             table.goal(
@@ -111,10 +125,10 @@ async def _measure(ready: Stage, process: Process, count: int) -> Run:
         return await _among(load, process, count)
 
 
-async def _among(load: Load, process: Process, count: int) -> Run:
+async def _among(load: Load, process: Process, count: int, attempt: int = 0) -> Run:
     if count == 1:
-        return await _one_by_one(load, process, ALONE, "alone")
-    return await _crowd(load, process, numbered(f"crowd{count}", count))
+        return await _one_by_one(load, process, ALONE, f"alone-{attempt}")
+    return await _crowd(load, process, numbered(f"crowd{count}-{attempt}", count))
 
 
 async def _crowd(load: Load, process: Process, names: Sequence[str]) -> Run:

@@ -125,7 +125,9 @@ class Stage:
         arguments += ["--install-namespace", INSTALL_NAMESPACE, "--class", CLASS, "--no-default-class"]
         # A container that is started again has the same name and process id; so it takes its own Lease up at once.
         arguments += ["--identity", "benchmark", "--web-port", "0"]
-        process = await self.run("allocator", arguments, {"PURELB_SETTLE_S": "0", **env})
+        # There are no agents here, and that is not to be told of each Service.
+        alone = {"PURELB_SETTLE_S": "0", "PURELB_UNANNOUNCED_S": "86400"}
+        process = await self.run("allocator", arguments, {**alone, **env})
         if ready:
             await process.logged('"services"')
         return process
