@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from purelb_sm.cli import logs
-from purelb_sm.cli.lean import postpone_init, trusting_nobody, uncollected
+from purelb_sm.cli.lean import postpone_init, uncollected
 from purelb_sm.cli.stopping import until_told_to_stop
 from purelb_sm.domain import names
 from purelb_sm.errors import PurelbError
+from purelb_sm.kube.trust import trusting_nobody
 from purelb_sm.settings import AllocatorSettings
 
 

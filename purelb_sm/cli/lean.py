@@ -8,7 +8,6 @@ Kubernetes client (7 MiB), and a database and twenty kinds of sockets (6 MiB).
 from __future__ import annotations
 
 import gc
-import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,15 +68,3 @@ def uncollected() -> Iterator[None]:
         gc.freeze()
         gc.set_threshold(GARBAGE)
         gc.enable()
-
-
-@contextmanager
-def trusting_nobody() -> Iterator[None]:
-    """Around the import of aiohttp, which reads all certificate authorities of the machine, for connections that bring
-    no context of their own. All of ours do; another one would find that it trusts nobody."""
-    load = ssl.SSLContext.load_default_certs
-    ssl.SSLContext.load_default_certs = lambda *_: None  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        ssl.SSLContext.load_default_certs = load  # type: ignore[method-assign]

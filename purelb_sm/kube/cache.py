@@ -128,6 +128,8 @@ class Cache(Generic[K, V]):
         if kind == Change.DELETED:
             self._drop(key)
             return
+        if old is not None and identity.resource_version == old.resource_version != "":
+            return  # We absorbed just this: what our own write brought is read once.
         try:
             new = self._kind.decode(raw)
         except Undecodable as error:

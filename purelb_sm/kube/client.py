@@ -25,6 +25,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from purelb_sm import __version__
 from purelb_sm.errors import Unavailable
 from purelb_sm.kube.answers import error_of
+from purelb_sm.kube.trust import trusting_nobody
 
 JSON: Final = "application/json"
 MERGE_PATCH: Final = "application/merge-patch+json"
@@ -230,7 +231,8 @@ def _transport(configuration: Configuration, pool_size: int, component: str) -> 
         "read_bufsize": _READ_BUFFER,
         "cookie_jar": aiohttp.DummyCookieJar(),
     }
-    api = ApiClient(configuration)
+    with trusting_nobody() if configuration.host.startswith("http://") else contextlib.nullcontext():
+        api = ApiClient(configuration)
     api.user_agent = f"{component}/{__version__}"
     return api
 

@@ -8,8 +8,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from sqlalchemy import BigInteger, Dialect, Enum, Integer, LargeBinary, String, TypeDecorator
-from sqlalchemy.dialects.postgresql import TIMESTAMP
+from sqlalchemy import TIMESTAMP, BigInteger, Dialect, Enum, Integer, LargeBinary, String, TypeDecorator
 from sqlalchemy.types import TypeEngine
 
 from purelb_sm.domain.addresses import Address

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Self
 
-from sqlalchemy import Engine, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Engine, select, text, update
 
 from purelb_sm.errors import StoreError, TermLost
 from purelb_sm.models import Leadership, table
@@ -19,6 +18,10 @@ from purelb_sm.store.unit import Unit
 from purelb_sm.store.workspace import Workspace
 
 _L = table(Leadership)
+_FIRST = text(
+    f"INSERT INTO {_L.name} (id, cluster, term, holder) VALUES (1, :cluster, 0, '') ON CONFLICT DO NOTHING"  # noqa: S608
+)
+"""As text: made by the dialect it would need the one of PostgreSQL imported, for SQLite too."""
 _LOCKED = select(_L).where(_L.c.id == 1).with_for_update()
 
 
@@ -87,9 +90,7 @@ class Book:
         return row
 
     def _ensure_row(self, db: Db) -> None:
-        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
-        values = {"id": 1, "cluster": self._cluster, "term": 0, "holder": "", "raised_at": None}
-        db.rows_changed(dialect.insert(_L).values(**values).on_conflict_do_nothing())
+        db.rows_changed(_FIRST.bindparams(cluster=self._cluster))
 
 
 def _succeeds(holder: str) -> str:

@@ -677,6 +677,31 @@ async def test_the_answer_to_our_own_write_is_known_before_the_watch_brings_it()
         assert seen.changes == [(Change.ADDED, "a"), (Change.MODIFIED, "a")]
 
 
+async def test_what_our_own_write_brought_is_not_read_again_from_the_watch_but_its_end_is() -> None:
+    gate = asyncio.Event()
+
+    async def handler(exchange: Exchange) -> None:
+        if exchange.is_watch:
+            await exchange.begin()
+            await gate.wait()
+            # The same version with another content: it would be seen if it were read.
+            await exchange.event("MODIFIED", service("a", 12, clusterIP="again"))
+            await exchange.event("DELETED", service("b", 13))
+            await exchange.event("MODIFIED", service("c", 14))
+            await exchange.hang()
+        else:
+            await exchange.reply(listing(10, service("a", 3), service("b", 13), service("c", 5)))
+
+    async with reflecting(handler) as (_, reflector, seen):
+        await until(lambda: reflector.stats.watches == 1)
+        reflector.absorb(view_of(service("a", 12, clusterIP="ours")))
+        gate.set()
+        await until(lambda: reflector.resource_version == "14")
+        assert reflector.get(key("a")).cluster_ip == "ours"  # type: ignore[union-attr]
+        assert reflector.get(key("b")) is None
+        assert (Change.DELETED, "b") in seen.changes
+
+
 async def test_a_list_from_before_our_own_write_does_not_undo_it() -> None:
     """The answer to our write may overtake a list that was begun before it."""
     gate = asyncio.Event()

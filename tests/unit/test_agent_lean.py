@@ -66,17 +66,19 @@ def test_a_process_imports_no_other_verb_and_its_garbage_is_collected(verb: str)
 
 TRUSTS = """
 import ssl
-from purelb_sm.cli.lean import trusting_nobody
+from purelb_sm.kube.trust import trusting_nobody
 with trusting_nobody():
     import aiohttp.connector
 assert aiohttp.connector._SSL_CONTEXT_VERIFIED.verify_mode == ssl.CERT_REQUIRED
 assert not aiohttp.connector._SSL_CONTEXT_VERIFIED.get_ca_certs()
 assert ssl.SSLContext.load_default_certs.__name__ == "load_default_certs"
-from kubernetes.aio.client import ApiClient, Configuration
+from purelb_sm.kube.client import KubeClient
 import asyncio
-async def context():
-    return ApiClient(Configuration()).rest_client.ssl_context
-assert asyncio.run(context()).cert_store_stats() == ssl.create_default_context().cert_store_stats()
+async def trusts(url):
+    async with KubeClient.at(url) as client:
+        return client._api.rest_client.ssl_context.cert_store_stats()
+assert asyncio.run(trusts("https://127.0.0.1:1")) == ssl.create_default_context().cert_store_stats()
+assert asyncio.run(trusts("http://127.0.0.1:1")) == ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).cert_store_stats()
 """
 
 
