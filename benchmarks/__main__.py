@@ -11,7 +11,18 @@ from typing import Any
 from benchmarks import allocator, announce, engine, failover, footprint, idle, kernel, recreate, restart
 from benchmarks.tables import Table, write
 
-NAMES = ("engine", "allocator", "restart", "recreate", "idle", "kernel", "failover", "announce", "agent")
+NAMES = (
+    "engine",
+    "engine-postgresql",
+    "allocator",
+    "restart",
+    "recreate",
+    "idle",
+    "kernel",
+    "failover",
+    "announce",
+    "agent",
+)
 COUNTS = (1, 200, 1000, 5000)
 
 
@@ -27,8 +38,9 @@ def _arguments() -> argparse.Namespace:
 def _runs(name: str, arguments: argparse.Namespace) -> Coroutine[Any, Any, list[Table]]:
     quick, kubeconfig = arguments.quick, arguments.kubeconfig
     match name:
-        case "engine":
-            return engine.bench((0, 2000, 20_000), 4) if quick else engine.bench(engine.SIZES)
+        case "engine" | "engine-postgresql":
+            database = "SQLite" if name == "engine" else "PostgreSQL"
+            return engine.bench(database, (0, 2000, 20_000), 4) if quick else engine.bench(database, engine.SIZES)
         case "allocator":
             return allocator.bench(kubeconfig, COUNTS[:2] if quick else COUNTS, 500 if quick else allocator.FULL)
         case "restart":

@@ -28,8 +28,9 @@ from purelb_sm.sandbox.launcher import Sandbox, wait_until
 ADDRESS, PORT, RATE = ip_address("172.30.250.53"), 80, 100
 AFTER_S = 0.4
 """For so long the other node has to have answered, before a run is over."""
-QUIET = 30
-"""So many answers in a row by the node that holds the address, before the next run."""
+QUIET = 150
+"""So many answers in a row by the node that holds the address, before the next run: agents that have just started have
+not heard each other yet, and until then a dead one is replaced when its Lease runs out."""
 PATIENCE_S = 60.0
 ROOT = Path(__file__).parents[1]
 
