@@ -15,6 +15,7 @@ import socket
 import struct
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import structlog
@@ -112,10 +113,32 @@ class AddressTable:
         self._reader = rows.Reader()
         self._done: dict[Row, Shape | None] = {}
         self._done_before: dict[Row, Shape | None] = {}
+        self._followers = 0
+        self._trusted = False
+        self._seen = b""
+        self._acted: set[IPAddress] = set()
 
     def entries(self) -> list[rows.Entry]:
         """The whole table, both families, all interfaces."""
-        return self._reader.read(_dump(self._sock))
+        # Before it is read: what changes meanwhile is doubted.
+        self._trusted, self._acted = self._followers > 0, set()
+        bodies = _dump(self._sock)
+        self._seen = b"".join(bodies)
+        return self._reader.read(bodies)
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """While every notice is shown to `knows`, and `doubt` called where some were lost."""
+        self._followers += 1
+        try:
+            yield
+        finally:
+            self._followers -= 1
+            self._trusted = False
+
+    def doubt(self) -> None:
+        """Others may have changed the table since it was looked at. May be called from another thread."""
+        self._trusted = False
 
     def on(self, index: int) -> list[rows.Entry]:
         """What is on one interface; nothing where there is none (any more)."""
@@ -141,6 +164,12 @@ class AddressTable:
     def knows(self, notice: tuple[int, bytes]) -> bool:
         """Whether a notice tells nothing new: an address of ours is as we made it, or as the last look saw it, or gone
         because we removed it. May be called from another thread than the rest."""
+        known = self._knows(notice)
+        if not known and notice[0] in (nl.RTM_NEWADDR, nl.RTM_DELADDR):
+            self.doubt()
+        return known
+
+    def _knows(self, notice: tuple[int, bytes]) -> bool:
         kind, body = notice
         entry = rows.entry_of(body) if kind in (nl.RTM_NEWADDR, nl.RTM_DELADDR) else None
         if entry is None or not self._ownership.may_be_mine(entry.address, entry.prefix_length, entry.protocol):
@@ -199,10 +228,29 @@ class AddressTable:
         """See `KernelProtocol.apply`. Additions go first, so that an address that moves from one interface to
         another is never on neither."""
         named: list[Wanted | Held] = [*add, *remove]
+        addresses = {one.address for one in named}
+        if remove or not self._are_new(addresses):
+            return self._apply(add, remove, self._with(addresses))
+        # Among ten thousand, a look at the table for each that comes would be nearly all that it costs.
+        answers = self._apply(add, (), ())
+        there = [wanted for wanted in add if isinstance(answers[wanted.address], ForeignAddress)]
+        return answers | self._apply(there, (), self._with({one.address for one in there})) if there else answers
+
+    def _are_new(self, addresses: Collection[IPAddress]) -> bool:
+        """Whether these few are nowhere, as far as is known: the bytes of none were in the table when it was looked at,
+        nor did we add it since; and of whatever else happened to the table, there has been no notice."""
+        if not self._trusted or len(addresses) > FEW:
+            return False
+        return not any(one in self._acted or one.packed in self._seen for one in addresses)
+
+    def _apply(
+        self, add: Sequence[Wanted], remove: Sequence[Held], found: Iterable[rows.Entry]
+    ) -> dict[IPAddress, NetError | None]:
+        named: list[Wanted | Held] = [*add, *remove]
         work = _Work({one.address: None for one in named})
         indexes = {name: links.index_of(self._link_sock, name) for name in {one.interface for one in named}}
         table: dict[tuple[int, IPAddress], list[rows.Entry]] = defaultdict(list)
-        for entry in self._with(work.answers.keys()):
+        for entry in found:
             table[entry.index, entry.address].append(entry)
         kept: set[Key] = set()
         for wanted in add:
@@ -256,6 +304,7 @@ class AddressTable:
         if not work.steps:
             return
         self._ownership.intend([step.key for step in work.steps if step.adds])
+        self._acted.update(step.address for step in work.steps)
         # Before it is done: its notice may be read before its answer.
         self._done.update((step.row, step.shape) for step in work.steps)
         answers = self._sock.transact([step.request for step in work.steps])

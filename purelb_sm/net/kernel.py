@@ -23,7 +23,7 @@ from purelb_sm.net import addresses, conflicts, facts, links, neighbours, pyrout
 from purelb_sm.net import rtnetlink as nl
 from purelb_sm.net.errors import NetError, from_errno
 from purelb_sm.net.model import Change, Family, Held, Home, Interface, IPAddress, Sighting, Wanted
-from purelb_sm.net.monitor import Monitor
+from purelb_sm.net.monitor import RESYNC, Monitor
 from purelb_sm.net.ownership import ADDRESS_PROTOCOL, JOURNAL_DIRECTORY, KernelMark, Ownership, open_journal
 
 log = structlog.get_logger(__name__)
@@ -124,8 +124,12 @@ class Kernel:
 
     async def changes(self) -> AsyncGenerator[Change, None]:
         async with Monitor(self._open_socket, self._table.knows) as monitor:
-            while True:
-                yield await monitor.next_change()
+            with self._table.followed():
+                while True:
+                    change = await monitor.next_change()
+                    if change == RESYNC:
+                        self._table.doubt()
+                    yield change
 
     def on_sighting(self, callback: Callable[[Sighting], None]) -> None:
         self._on_sighting = callback

@@ -6,8 +6,9 @@ import asyncio
 import itertools
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from ipaddress import IPv4Address, ip_address, ip_network
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from purelb_sm.net import (
     KernelProtocol,
     Sighting,
     Wanted,
+    addresses,
 )
 from purelb_sm.net.fake import FakeKernel
 from purelb_sm.sandbox.cluster import namespace
@@ -364,6 +366,88 @@ async def test_what_changes_is_told(world: FakeWorld) -> None:
         async for change in changes:
             if change.kind == "default_route":
                 break
+
+
+@asynccontextmanager
+async def looked_at(kernel: KernelProtocol) -> AsyncIterator[asyncio.Event]:
+    """Its notices are taken, and its addresses have been looked at. The event is set at each notice of an address."""
+    told, first = asyncio.Event(), asyncio.Event()
+
+    async def listen() -> None:
+        async with aclosing(kernel.changes()) as changes:
+            async for change in changes:
+                first.set()
+                if change.kind == "address":
+                    told.set()
+
+    task = asyncio.create_task(listen())
+    try:
+        await asyncio.wait_for(first.wait(), 10)
+        await kernel.held()
+        yield told
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("address", [V4, V6])
+async def test_a_new_address_is_added_without_a_look_at_all_others(
+    world: FakeWorld, address: IPAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not isinstance(world, RealWorld):
+        return
+    looks: list[object] = []
+    dump = addresses._dump
+
+    def counted(*arguments: Any) -> list[bytes]:
+        looks.append(arguments)
+        return dump(*arguments)
+
+    async with looked_at(world.kernel):
+        monkeypatch.setattr(addresses, "_dump", counted)
+        assert await world.kernel.apply([local(address)], []) == {address: None}
+        assert not looks
+        assert await world.kernel.apply([local(address, 60)], []) == {address: None}
+        assert looks, "what is there already has to be known to be ours"
+        assert [(one.address, one.mine) for one in await world.kernel.held()] == [(address, True)]
+        assert await world.kernel.apply([], await world.kernel.held()) == {address: None}
+        # The bytes that were seen are of the past now; what has gone comes again all the same.
+        assert await world.kernel.apply([local(address)], []) == {address: None}
+    looks.clear()
+    assert await world.kernel.apply([local(address + 1)], []) == {address + 1: None}
+    assert looks, "nobody would have told us of a foreign one"
+
+
+@pytest.mark.parametrize("foreign", ["172.30.250.53/24", "172.30.250.53/32", "fd30:250::53/64", "fd30:250::53/128"])
+@pytest.mark.spec("C4")
+async def test_a_foreign_address_that_came_since_the_last_look_is_left_alone(world: FakeWorld, foreign: str) -> None:
+    text, length = foreign.split("/")
+    address = ip_address(text)
+    async with looked_at(world.kernel) as told:
+        told.clear()
+        world.add_foreign(foreign, NIC)
+        await asyncio.wait_for(told.wait(), 10)
+        answers = await world.kernel.apply([local(address)], [])
+        assert isinstance(answers[address], ForeignAddress)
+        found = [one for one in await world.kernel.addresses() if one.address == address]
+        assert [(one.prefix_length, one.mine) for one in found] == [(int(length), False)]
+
+
+@pytest.mark.parametrize("foreign", ["172.30.250.53/24", "fd30:250::53/64", "fd30:250::53/128"])
+@pytest.mark.spec("C4")
+async def test_a_foreign_address_that_came_unheard_is_left_alone(
+    world: FakeWorld, foreign: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, length = foreign.split("/")
+    address, other = ip_address(text), ip_address(text) + 1
+    async with looked_at(world.kernel):
+        monkeypatch.setattr(addresses.AddressTable, "doubt", lambda table: None)
+        world.add_foreign(foreign, NIC)
+        answers = await world.kernel.apply([local(address), local(other)], [])
+        assert isinstance(answers[address], ForeignAddress)
+        assert answers[other] is None
+        found = [one for one in await world.kernel.addresses() if one.address == address]
+        assert [(one.prefix_length, one.mine) for one in found] == [(int(length), False)]
 
 
 @pytest.mark.spec("C12")
