@@ -151,13 +151,24 @@ def _serve(view: ServiceView, booked: Booked, world: World, now: datetime) -> Pl
                 staying = [a for a in kept if a not in moving]
                 return _complete(draft, request, staying, [*leaving, *moving], world, now)
         except Refused as refusal:
-            text = f"{_refusal_text(refusal)}; it keeps what it has"
-            unmoved.append(EventNote("Warning", "AllocationFailed", text))
+            unmoved.append(_unmoved(refusal))
     try:
-        made = _complete(draft, request, kept, leaving, world, now)
+        try:
+            made = _complete(draft, request, kept, leaving, world, now)
+        except Refused as refusal:
+            if not (request.re_evaluate and kept):
+                raise
+            # What it has may be all that it needs: only what was to be added to that is refused.
+            made = _complete(draft, replace(request, re_evaluate=False), kept, leaving, world, now)
+            unmoved = unmoved or [_unmoved(refusal)]
     except Refused as refusal:
         return _keep(draft, refusal, world, now) if draft.held else _refuse(draft, refusal, now)
     return replace(made, events=(*made.events, *unmoved)) if unmoved else made
+
+
+def _unmoved(refusal: Refused) -> EventNote:
+    """Planned anew in vain. Its condition stays as it is: nobody waits for anything."""
+    return EventNote("Warning", "AllocationFailed", f"{_refusal_text(refusal)}; it keeps what it has")
 
 
 def _complete(

@@ -13,6 +13,7 @@ from purelb_sm.domain.addresses import Family
 from purelb_sm.domain.book import Booked, Hold, Leave, Plan, Reclaim, Refuse
 from purelb_sm.domain.choose import World
 from purelb_sm.domain.plan import plan
+from purelb_sm.domain.quota import HeldIn
 from purelb_sm.domain.sharing import Member, Shared, SharedAddress, port_keys
 from purelb_sm.domain.states import AllocationState, ServiceState
 from purelb_sm.domain.views import Condition, ServiceView
@@ -240,3 +241,23 @@ def test_a_move_across_the_boundary_of_a_namespace_is_not_made() -> None:
     made = plan(KEY, view, holding("10.0.0.1"), there, NOW)
     assert made.actions == ()
     assert [e.message.split(":")[0] for e in made.events] == ["NamespaceNotAllowed"]
+
+
+@pytest.mark.spec("A23", "A24", "A30")
+def test_ranges_that_the_quota_does_not_allow_are_not_added_and_its_condition_stays_true() -> None:
+    """It has all that it needs: to say that it is refused would be wrong, and unsaid again by the next plan."""
+    many = pools("10.0.3.0-10.0.3.3", "10.0.4.0-10.0.4.3", kind="remote", multiPool=True) | {"maxPerNamespace": 1}
+    there = world(group("default", many))
+    there.free.take(ip_address("10.0.3.0"))
+    there.quota.learn(["test"], [HeldIn("test", "default", ip_address("10.0.3.0"), 1)])
+    view = shown_as_given(service(), "10.0.3.0", **ANEW, **{names.POOL_TYPE: "remote"})
+    made = plan(KEY, view, holding("10.0.3.0"), there, NOW)
+    assert (made.actions, made.waiting) == ((), False)
+    assert made.publication is not None
+    assert (made.publication.ingress, made.publication.conditions) == (None, None)
+    assert made.publication.annotations == GONE
+    ((reason, text),) = [(e.reason, e.message) for e in made.events]
+    assert reason == "AllocationFailed"
+    assert text.startswith("QuotaExceeded: ")
+    assert text.endswith("; it keeps what it has")
+    assert there.free.is_free(ip_address("10.0.4.0"))
