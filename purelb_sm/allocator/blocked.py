@@ -1,11 +1,11 @@
-"""Which Services wait for what others have: an address, a port of a shared one, room in a quota; or for a node.
+"""Which Services wait for what others have: an address, one to share, a port of it, room in a quota; or for a node.
 
 They are planned again when that is given up, and not before: a refusal is no loop (spec A).
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Set
 from itertools import islice
 
 from purelb_sm.domain.quota import Room, may_be_served
@@ -37,6 +37,10 @@ class Blocked:
             self._obstacles[key] = tuple(wanted)
             for obstacle in wanted:
                 self._waiters.setdefault(obstacle, {}).setdefault(key)
+
+    def concerned(self, keys: Iterable[ServiceKey], cleared: Set[Hashable]) -> list[ServiceKey]:
+        """Those of `keys`, in their order, that wait for one of these, or for nothing that is known."""
+        return [key for key in keys if not (waits := self._obstacles.get(key)) or not cleared.isdisjoint(waits)]
 
     def waiting_for(self, cleared: Iterable[Hashable]) -> list[ServiceKey]:
         """Who waits for one of these, the longest waiting first."""

@@ -8,26 +8,26 @@ rebuilds both from the book before the next plan.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import structlog
 
 from purelb_sm.allocator.keeping import Keeping
-from purelb_sm.domain.addresses import Address, Network
+from purelb_sm.domain.addresses import Address, Network, family_of
 from purelb_sm.domain.announced import Announcers
 from purelb_sm.domain.book import Plan, Releasing
 from purelb_sm.domain.choose import World
 from purelb_sm.domain.freespace import FreeSpace
 from purelb_sm.domain.groups import DEFAULT_QUARANTINE_S, Group, accept_groups, parse_group
-from purelb_sm.domain.outlook import Outlook
+from purelb_sm.domain.outlook import NoneFree, Outlook
 from purelb_sm.domain.plan import plan
 from purelb_sm.domain.quota import Quota
 from purelb_sm.domain.ranges import NOWHERE, Reach
 from purelb_sm.domain.release import may_confirm
 from purelb_sm.domain.reports import NodeReport
-from purelb_sm.domain.sharing import Shared
+from purelb_sm.domain.sharing import Obstacle, Shared
 from purelb_sm.domain.usage import GroupUsage, Usage
 from purelb_sm.domain.views import ObjectView, ServiceKey, ServiceView
 from purelb_sm.errors import DatabaseUnavailable, InvalidGroup, PurelbError, TermLost
@@ -261,6 +261,14 @@ class Engine:
     def any_free(self, addresses: Collection[Address]) -> bool:
         """Whether one of these may be had; True where that is not known without asking the book."""
         return self._world is None or any(self._world.free.is_free(address) for address in addresses)
+
+    def cleared_by(self, addresses: Collection[Address]) -> frozenset[Hashable] | None:
+        """What those wait for who may be given one of these; None where that is not known without asking the book."""
+        if self._world is None:
+            return None
+        groups = {(self._world.free.group_of(address), family_of(address)) for address in addresses}
+        none_free = {NoneFree(group, family) for group, family in groups if group is not None}
+        return frozenset(Obstacle(address) for address in addresses) | none_free
 
     @property
     def unsettled(self) -> bool:

@@ -279,6 +279,10 @@ class Leading:
             return
         keys = await self._insist(lambda: self._thread.call(self._engine.waiting_keys, WAITING_MAX))
         keys = list(dict.fromkeys([*keys, *self._waiting]))
+        # Thousands may wait for what these are not: they must not stand before the one who waits for one of them.
+        cleared = await self._thread.call(self._engine.cleared_by, freed)
+        if cleared is not None:
+            keys = self._blocked.concerned(keys, cleared)
         size = max(16, 2 * len(freed))
         for start in range(0, PREFERRED, size):
             if not keys[start:] or not await self._thread.call(self._engine.any_free, freed):

@@ -17,7 +17,7 @@ from purelb_sm.domain.quota import Quota
 from purelb_sm.domain.ranges import NOWHERE, Nodes, Reach, open_ranges
 from purelb_sm.domain.requests import Request
 from purelb_sm.domain.reservations import NOTHING_RESERVED, Reservations, lowest_reserved
-from purelb_sm.domain.sharing import Member, Obstacle, Shared, port_keys
+from purelb_sm.domain.sharing import Member, Obstacle, Shared, UnderKey, port_keys
 from purelb_sm.errors import Reason, Refused
 
 MAX_ADOPTED = 64
@@ -225,8 +225,14 @@ def _any(
 ) -> Choice:
     choice = _back_or_free(request, family, group, None, reclaimable, world)
     if choice is None:
-        raise exhausted(group.name, family, world.outlook)
+        raise _exhausted(request, group, family, world)
     return choice
+
+
+def _exhausted(request: Request, group: Group, family: Family, world: World) -> Refused:
+    key = request.sharing_key
+    shared = () if key is None else (UnderKey(group.name, family, key),)
+    return exhausted(group.name, family, world.outlook, shared)
 
 
 def _one_of_each(
@@ -254,7 +260,7 @@ def _one_of_each(
     if len(choices) > before or _has(kept, family) or not world.free.spaces(group.name, family):
         return
     if lacking:
-        raise exhausted(group.name, family, world.outlook)
+        raise _exhausted(request, group, family, world)
     text = f"no live node is in a subnet of the {family} ranges of ServiceGroup {group.name}"
     raise Refused(Reason.NO_NODE_IN_SUBNET, text, (Nodes.ELSEWHERE,))
 

@@ -3,7 +3,7 @@ have (spec A21). Follows each committed transaction, as the counters of use do."
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from heapq import heappop, heappush
@@ -19,6 +19,14 @@ class Quarantined:
     group: str
     address: Address
     until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NoneFree:
+    """What a Service waits for that found the group exhausted: that an address of the family comes free."""
+
+    group: str
+    family: Family
 
 
 class Outlook:
@@ -51,11 +59,12 @@ class Outlook:
         return self._counts.get((group, family), 0), heap[0][0] if heap else None
 
 
-def exhausted(group: str, family: Family, outlook: Outlook) -> Refused:
-    """The refusal of a group that has no address to give, with what it has in quarantine."""
+def exhausted(group: str, family: Family, outlook: Outlook, others: tuple[Hashable, ...] = ()) -> Refused:
+    """The refusal of a group that has no address to give, with what it has in quarantine. `others` help too."""
     text = f"ServiceGroup {group} has no free {family} address"
+    obstacles = (NoneFree(group, family), *others)
     count, until = outlook.of(group, family)
     if until is None:
-        return Refused(Reason.POOL_EXHAUSTED, text)
+        return Refused(Reason.POOL_EXHAUSTED, text, obstacles)
     lasting = f"in quarantine, the first until {until.astimezone(UTC).strftime('%Y-%m-%dT%H:%M:%SZ')}"
-    return Refused(Reason.POOL_EXHAUSTED, f"{text}; {count} {lasting}", same_if=(text, lasting))
+    return Refused(Reason.POOL_EXHAUSTED, f"{text}; {count} {lasting}", obstacles, same_if=(text, lasting))

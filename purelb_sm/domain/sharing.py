@@ -12,7 +12,7 @@ Costs: everything is found by hash or bisection; only Services that have a shari
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -32,6 +32,15 @@ class Obstacle(NamedTuple):
     address: Address
     protocol: str = ""
     port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UnderKey:
+    """What a Service waits for that has this key, and found its group exhausted: an address that is shared under it."""
+
+    group: str
+    family: Family
+    sharing_key: str
 
 
 class Member(NamedTuple):
@@ -196,13 +205,13 @@ class Shared:
 
     # What is done.
 
-    def follow(self, actions: Iterable[Action]) -> list[Obstacle]:
+    def follow(self, actions: Iterable[Action]) -> list[Hashable]:
         """Takes what a plan does to shared addresses. Answers with what is no longer in the way of others."""
-        gone: list[Obstacle] = []
+        gone: list[Hashable] = []
         for action in actions:
             match action:
                 case Hold() | Reclaim():
-                    self._begin(action)
+                    gone += self._begin(action)
                 case Join():
                     self._join(action)
                 case Leave():
@@ -210,8 +219,7 @@ class Shared:
                 case SetPorts():
                     gone += self._set_ports(action)
                 case SetKey():
-                    self._begin(action)
-                    gone.append(Obstacle(action.address))
+                    gone += [*self._begin(action), Obstacle(action.address)]
         return gone
 
     def forget(self, address: Address) -> None:
@@ -230,12 +238,14 @@ class Shared:
         for name in _names(place):
             insort(self._of_key.setdefault(name, []), place.address, key=int)
 
-    def _begin(self, action: Hold | Reclaim | SetKey) -> None:
+    def _begin(self, action: Hold | Reclaim | SetKey) -> list[UnderKey]:
         self.forget(action.address)
-        if action.sharing_key is not None:
-            place = _Place(action.address, action.group, action.sharing_key, action.key)
-            place.add(Member(action.uid, action.key, port_keys(action.ports)))
-            self._put(place)
+        if action.sharing_key is None:
+            return []
+        place = _Place(action.address, action.group, action.sharing_key, action.key)
+        place.add(Member(action.uid, action.key, port_keys(action.ports)))
+        self._put(place)
+        return [UnderKey(action.group, family_of(action.address), action.sharing_key)]
 
     def _join(self, action: Join) -> None:
         place = self._at.get(action.address)

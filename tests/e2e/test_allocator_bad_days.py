@@ -7,6 +7,7 @@ written.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -355,8 +356,6 @@ async def test_the_longest_waiting_gets_what_comes_free_whoever_comes_at_that_mo
             if done.freed:
                 # A newcomer appears in the very moment in which the address comes free.
                 loop.call_soon_threadsafe(cluster.create, service_object("aa-newcomer"))
-                import time
-
                 time.sleep(0.1)
             return done
 
@@ -372,6 +371,42 @@ async def test_the_longest_waiting_gets_what_comes_free_whoever_comes_at_that_mo
             assert await cluster.given("z-first") == ["172.30.250.53"]
             await eventually(partial(cluster.condition, "aa-newcomer"), "a refusal")
             assert cluster.shown("aa-newcomer") == cluster.shown("a-second") == []
+
+
+@pytest.mark.spec("A29", "E8")
+async def test_those_who_wait_for_another_group_do_not_stand_before_the_longest_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many they are, and however long they have waited."""
+    real = engine_module.Engine.release_pass
+    wish = {"purelb.io/service-group": "other"}
+    monkeypatch.setattr(leading_module, "PREFERRED", 3)
+    other = local_group("172.30.250.70/32", name="other")
+    async with a_cluster(tmp_path, local_group(ONE), other) as cluster:
+
+        def release_pass(self: Any, *rest: Any) -> Any:
+            done = real(self, *rest)
+            if done.freed:
+                # A newcomer appears in the very moment in which the address comes free.
+                loop.call_soon_threadsafe(cluster.create, service_object("aa-newcomer", annotations=wish))
+                time.sleep(0.1)
+            return done
+
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(engine_module.Engine, "release_pass", release_pass)
+        async with an_allocator(cluster, a_database(tmp_path)):
+            for name, annotations in (("holds", {}), ("holds-other", wish)):
+                cluster.create(service_object(name, annotations=annotations))
+                await cluster.given(name)
+            for name in ("a", "b", "c", "d"):
+                cluster.create(service_object(name))
+                await eventually(partial(cluster.condition, name), "a refusal")
+            cluster.create(service_object("z-first", annotations=wish))
+            await eventually(partial(cluster.condition, "z-first"), "a refusal")
+            cluster.delete_service("holds-other")
+            assert await cluster.given("z-first") == ["172.30.250.70"]
+            await eventually(partial(cluster.condition, "aa-newcomer"), "a refusal")
+            assert cluster.shown("aa-newcomer") == []
 
 
 @pytest.mark.spec("A29")

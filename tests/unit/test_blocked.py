@@ -7,6 +7,8 @@ from ipaddress import ip_address
 import pytest
 
 from purelb_sm.allocator.blocked import Blocked
+from purelb_sm.domain.addresses import Family
+from purelb_sm.domain.outlook import NoneFree
 from purelb_sm.domain.sharing import Obstacle
 from purelb_sm.domain.views import ServiceKey
 
@@ -24,6 +26,17 @@ def test_the_longest_waiting_comes_first_and_only_who_waits_for_it() -> None:
     assert blocked.waiting_for([HTTP]) == [B, A]
     assert blocked.waiting_for([HTTPS, HTTP]) == [A, B]
     assert blocked.waiting_for([Obstacle(ONE, "UDP", 80)]) == []
+
+
+@pytest.mark.spec("A29")
+def test_who_waits_for_something_else_stands_before_nobody() -> None:
+    blocked = Blocked()
+    free4, free6 = NoneFree("default", Family.IPV4), NoneFree("default", Family.IPV6)
+    blocked.note(A, (free4, HTTP))
+    blocked.note(B, (free6,))
+    assert blocked.concerned([C, B, A], {free4}) == [C, A], "of C nothing is known"
+    assert blocked.concerned([A, B, C], {ITSELF, free6, free4}) == [A, B, C]
+    assert blocked.concerned([A, B, C], {ITSELF}) == [C]
 
 
 def test_who_waits_no_more_is_forgotten() -> None:

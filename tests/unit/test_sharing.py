@@ -515,3 +515,15 @@ def test_any_key_that_can_be_printed_is_one(office: Office, key: str) -> None:
     office.create("d", key, "54")
     office.settle("d")
     assert office.shown("d") == [ONE]
+
+
+@pytest.mark.spec("A15", "A29")
+def test_who_found_the_group_exhausted_joins_the_address_that_comes_under_its_key(tmp_path: Path) -> None:
+    with an_office(tmp_path, default=pools("10.0.0.1-10.0.0.1", quarantine="10s")) as office:
+        office.create("alone", None, "80")
+        office.settle("alone")
+        office.create("waits", "K", "443")
+        office.rekey("alone", "K")
+        # It is refused first; then the other's address is to be had together with it.
+        office.settle("waits", "alone")
+        assert office.shown("waits") == office.shown("alone") == ["10.0.0.1"]
