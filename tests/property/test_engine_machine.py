@@ -16,9 +16,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -37,18 +38,19 @@ from purelb_sm.domain import names
 from purelb_sm.domain.addresses import Address, AddressRange, Family, family_of
 from purelb_sm.domain.book import Plan, Publication
 from purelb_sm.domain.freespace import FreeSpace
-from purelb_sm.domain.groups import Group
+from purelb_sm.domain.groups import DEFAULT_QUARANTINE_S, Group
 from purelb_sm.domain.publication import branded, current_condition, shown_addresses
 from purelb_sm.domain.reports import NodeReport, ReportedAddress
 from purelb_sm.domain.reservations import Reservations, parse_reserved
 from purelb_sm.domain.states import AllocationState, AnnouncementState
 from purelb_sm.domain.views import Ingress, ObjectView, ServiceKey, ServiceView
-from purelb_sm.errors import InvalidInput, TermLost
-from purelb_sm.store import Book, schema
+from purelb_sm.errors import DatabaseUnavailable, InvalidInput, TermLost
+from purelb_sm.store import Book, Unit, schema
 from purelb_sm.store.audit import Audit, Filter, HistoryRow
 from purelb_sm.store.engine import make_engine
 from purelb_sm.store.reserving import Registrar
 from tests.support.domain import NOW, group_view, pools, service
+from tests.support.replay import history_gives_the_states
 from tests.support.search import SEARCH_TIMES
 
 KEYS = [ServiceKey("test", "a"), ServiceKey("test", "b"), ServiceKey("tenant", "c")]
@@ -69,6 +71,11 @@ SPECS: list[Any] = [
     pools("10.0.0.1-10.0.0.4", "fd30::1-fd30::3", quarantine="10s") | {"maxPerNamespace": 1},
     pools("10.0.0.1-10.0.0.2", "10.0.0.3-10.0.0.4", "fd30::1-fd30::1", quarantine="10s", kind="remote", multiPool=True),
     pools("10.0.0.3-10.0.0.4", quarantine="10s") | {"namespaces": ["tenant"], "enforceNamespaces": True},
+    pools("10.0.0.1-10.0.0.2", "10.0.1.1-10.0.1.2", quarantine="30s", multiPool=True),
+    pools("10.0.1.1-10.0.1.2", "10.0.0.2-10.0.0.3", quarantine="10s", balancePools=True),
+]
+SUBNETS = [
+    frozenset(ip_network(text) for text in some) for some in ([], ["10.0.0.0/24"], ["10.0.0.0/24", "10.0.1.0/24"])
 ]
 WISHES = ["", "", "10.0.0.1", "10.0.0.2", "10.0.0.3,fd30::1", "junk"]
 GROUPS = ("default", "other")
@@ -111,6 +118,14 @@ class Leader:
     deposed: bool = False
 
 
+@dataclass(frozen=True)
+class Rest:
+    """An address in quarantine: for whom it is kept, and until when at least."""
+
+    claim: str
+    until: datetime
+
+
 class EngineMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
@@ -128,6 +143,8 @@ class EngineMachine(RuleBasedStateMachine):
         self.cluster: dict[ServiceKey, ServiceView] = {}
         self.groups: dict[str, ObjectView] = {}
         self.kernels = {name: Kernel(name) for name in NODES}
+        self.subnets = SUBNETS[-1]
+        self.rests: dict[Address, Rest] = {}
         self.leader: Leader = self.new_leader()
         self.old: list[Leader] = []
         self.late: list[tuple[Leader, Publication]] = []
@@ -157,6 +174,7 @@ class EngineMachine(RuleBasedStateMachine):
         )
         leader = Leader(engine, book, dict(self.cluster))
         self.look_at_groups(leader)
+        engine.set_reach(self.subnets)
         return leader
 
     def look_at_groups(self, leader: Leader) -> None:
@@ -338,7 +356,34 @@ class EngineMachine(RuleBasedStateMachine):
             view = cache.get(key)
             return view is not None and str(address) in {entry.ip for entry in view.ingress}
 
+        before = self.resting()
         self.leader.engine.release_pass(shows, frozenset(NODES))
+        for address, (claim, group) in self.resting().items():
+            if address not in before:
+                of = self.leader.engine._groups.get(group)
+                rests_s = of.quarantine_s if of else DEFAULT_QUARANTINE_S
+                self.rests[address] = Rest(claim, self.now + timedelta(seconds=rests_s))
+
+    def resting(self) -> dict[Address, tuple[str, str]]:
+        """What is in quarantine for one claim alone: which, and of which group."""
+        select = "SELECT address_text, claim, group_name FROM allocation WHERE state = 'quarantined'"
+        select += " AND sharing_key IS NULL"
+        return {ip_address(a): (str(c), str(g)) for a, c, g in self.reader.execute(select)}
+
+    @rule(kept=st.booleans(), releases=st.booleans(), seen=st.booleans())
+    def the_database_goes_away(self, kept: bool, releases: bool, seen: bool) -> None:
+        """In the middle of COMMIT: the allocator does not know whether it was kept, and asks again."""
+        real = Unit.commit
+
+        def cut(unit: Unit) -> None:
+            if kept:
+                real(unit)
+            raise DatabaseUnavailable("cut off in the middle of COMMIT")
+
+        if seen:
+            self.catch_up(KEYS)
+        with mock.patch.object(Unit, "commit", cut), suppress(DatabaseUnavailable):
+            self.release_pass() if releases else self.plan(self.leader, KEYS)
 
     # -- rules: time and nodes ----------------------------------------------------------------------------------
 
@@ -363,6 +408,12 @@ class EngineMachine(RuleBasedStateMachine):
             kernel.holds = wanted
             kernel.write(self.now)
             self.leader.engine.take_reports(kernel.reports[-1:])
+
+    @rule(subnets=st.sampled_from(SUBNETS))
+    def nodes_come_and_go(self, subnets: frozenset[Any]) -> None:
+        """By their Leases: what a multi-pool Service may have changes, and nobody loses anything."""
+        self.subnets = subnets
+        self.leader.engine.set_reach(subnets)
 
     @rule(node=st.sampled_from(NODES), what=st.sampled_from(["acts", "acts", "silent", "restarted", "repeated"]))
     def a_node(self, node: str, what: str) -> None:
@@ -400,6 +451,22 @@ class EngineMachine(RuleBasedStateMachine):
         """Claims of everything that is not released."""
         rows = self.reader.execute("SELECT address_text, claim FROM allocation WHERE released_at IS NULL")
         return {ip_address(address): claim for address, claim in rows}
+
+    @invariant()
+    def what_is_in_quarantine_is_nobody_elses(self) -> None:
+        """Until its time is over, whatever happens to its group meanwhile."""
+        rows = self.reader.execute("SELECT address_text, state, claim FROM allocation WHERE released_at IS NULL")
+        now = {ip_address(address): (state, claim) for address, state, claim in rows}
+        for address, rest in list(self.rests.items()):
+            state, claim = now.get(address, ("released", ""))
+            if self.now < rest.until:
+                assert claim == rest.claim, f"{address} is {state} {claim}, and kept for {rest.claim}"
+            if state != "quarantined":
+                del self.rests[address]
+
+    @invariant()
+    def every_transition_is_one_row_of_history(self) -> None:
+        history_gives_the_states(self.reader.execute)
 
     @invariant()
     def free_space_is_what_the_book_says(self) -> None:
@@ -456,6 +523,7 @@ class EngineMachine(RuleBasedStateMachine):
         for kernel in self.kernels.values():
             kernel.alive = True
         self.look_at_groups(self.leader)
+        self.nodes_come_and_go(SUBNETS[-1])
         made: list[Plan] = []
         for _ in range(12):
             self.catch_up(KEYS)

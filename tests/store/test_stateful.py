@@ -30,6 +30,7 @@ from purelb_sm.store.audit import Audit
 from purelb_sm.store.engine import make_engine
 from tests.support.book import HTTP, NOW, Agent
 from tests.support.databases import PostgresqlCluster
+from tests.support.replay import history_gives_the_states
 
 KEYS = [ServiceKey("n", name) for name in "abc"]
 ADDRESSES = [f"10.0.0.{n}" for n in range(3)]
@@ -211,24 +212,7 @@ class Bookkeeping(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self, "engine"))
     @invariant()
     def the_history_alone_gives_the_same_states(self) -> None:
-        """One row per transition, each from where the last one led: none is missing, none too many."""
-        replayed: dict[tuple[str, str], str] = {}
-        rows = _rows(self.engine, "SELECT kind, uid, address, node, from_state, to_state FROM history ORDER BY seq")
-        for kind, uid, address, node, source, dest in rows:
-            if kind not in ("service", "allocation", "announcement"):
-                continue
-            subject = (kind, {"service": uid, "allocation": address, "announcement": f"{address} {node}"}[kind])
-            before = replayed.get(subject)
-            assert source == before or (source is None and before in ("released", "absent")), (subject, before, source)
-            replayed[subject] = dest
-        tables = {("service", uid): state for uid, state in _rows(self.engine, "SELECT uid, state FROM service")}
-        live = _rows(self.engine, "SELECT address_text, state FROM allocation ORDER BY id")
-        tables |= {("allocation", address): state for address, state in live}
-        query = """SELECT a.address_text || ' ' || n.node, n.state FROM announcement n
-            JOIN allocation a ON a.id = n.allocation_id WHERE n.until_at IS NULL"""
-        tables |= {("announcement", place): state for place, state in _rows(self.engine, query)}
-        gone = {subject for subject, state in replayed.items() if subject[0] == "announcement" and state == "absent"}
-        assert {s: state for s, state in replayed.items() if s not in gone} == tables
+        history_gives_the_states(lambda query: _rows(self.engine, query))
 
     @precondition(lambda self: hasattr(self, "engine"))
     @invariant()
