@@ -175,6 +175,36 @@ async def test_a_status_that_somebody_took_away_is_written_again(tmp_path: Path)
             await eventually(lambda: told(cluster).get("Ready") == "True" and status(cluster)["availableIPv4"] == 4)
 
 
+@pytest.mark.spec("A28")
+async def test_of_two_who_write_one_status_at_once_each_has_its_say(tmp_path: Path) -> None:
+    """Every write of ours finds another version than it was made for, for a while."""
+    theirs = {"type": "example.com/Checked", "status": "True"}
+    async with a_cluster(tmp_path, local_group(POOL)) as cluster:
+        left = 4
+
+        def interfere(request: Any) -> bool:
+            nonlocal left
+            if request.method == "PATCH" and request.path == PATH and left:
+                left -= 1
+                group = cluster.server.get("purelb.io/v2", "ServiceGroup", "default", "purelb-system")
+                assert group is not None
+                cluster.server.apply(group | {"metadata": group["metadata"] | {"labels": {"at": str(left)}}})
+            return False
+
+        async with an_allocator(cluster, a_database(tmp_path)):
+            await eventually(lambda: told(cluster).get("Ready"))
+            said = status(cluster)["conditions"]
+            body = {"status": {"conditions": [*said, theirs]}}
+            await cluster.client.request("PATCH", PATH, body=body, content_type="application/merge-patch+json")
+            cluster.server.faults.add(Fault("delay", predicate=interfere))
+            for name in ("a", "b"):
+                cluster.create(service_object(name))
+            await eventually(lambda: status(cluster)["allocatedIPv4"] == 2, deadline_s=30)
+            assert left < 4
+            await eventually(lambda: told(cluster) == {"Ready": "True", "Exhausted": "False", theirs["type"]: "True"})
+            assert len(cluster.events("Parsed")) == 1
+
+
 @pytest.mark.spec("A22", "A28")
 async def test_what_a_group_holds_outside_its_new_ranges_is_an_orphan_until_it_is_released(tmp_path: Path) -> None:
     async with a_cluster(tmp_path, local_group(POOL)) as cluster:
@@ -199,6 +229,25 @@ async def test_what_a_group_holds_outside_its_new_ranges_is_an_orphan_until_it_i
             assert status(cluster)["allocatedIPv4"] == 1
             cluster.create(service_object("c"))
             assert await cluster.given("c") == ["172.30.250.55"]
+
+
+@pytest.mark.spec("A22")
+async def test_of_a_group_that_is_gone_metrics_show_what_is_held_until_it_is_released(tmp_path: Path) -> None:
+    async with a_cluster(tmp_path, local_group(POOL)) as cluster:
+        async with an_allocator(cluster, a_database(tmp_path)) as allocator:
+            cluster.create(service_object("a"))
+            await cluster.given("a")
+            cluster.server.delete("purelb.io/v2", "ServiceGroup", "default", "purelb-system")
+
+            def number(what: str) -> float | None:
+                name = f"purelb_address_pool_addresses_{what}"
+                return allocator.metrics.registry.get_sample_value(name, {"pool": "default", "family": "IPv4"})
+
+            await eventually(lambda: (number("in_use"), number("orphaned"), number("available")) == (1, 1, 0))
+            assert cluster.shown("a") == ["172.30.250.53"]
+            cluster.delete_service("a")
+            # With the quarantine of a group that says nothing any more.
+            await eventually(lambda: (number("in_use"), number("quarantined"), number("orphaned")) == (0, 1, 1))
 
 
 @pytest.mark.spec("A22", "A28")

@@ -12,6 +12,7 @@ from purelb_sm.domain.addresses import AddressRange, parse_ip, parse_network, pa
 from purelb_sm.errors import InvalidAddress
 
 
+@pytest.mark.spec("E1")
 @pytest.mark.parametrize(
     "text",
     [
@@ -31,6 +32,7 @@ def test_a_second_spelling_or_junk_is_refused(text: str) -> None:
         parse_ip(text)
 
 
+@pytest.mark.spec("E1")
 @pytest.mark.parametrize(
     "text", ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "ff02::1", "fe80::1"]
 )
@@ -64,10 +66,16 @@ def test_a_cidr_with_host_bits_starts_where_it_is_written_and_says_so() -> None:
     assert "10.0.0.5-10.0.0.255" in warning
 
 
-@pytest.mark.spec("A6")
+@pytest.mark.spec("A6", "E1")
 @pytest.mark.parametrize(
     "text",
     [
+        "10.0.0.001-10.0.0.9",
+        "010.0.0.0/24",
+        "::ffff:10.0.0.1-::ffff:10.0.0.9",
+        "::ffff:10.0.0.0/120",
+        "fd00::1%eth0-fd00::2%eth0",
+        "fd00::%1/64",
         "10.0.0.9-10.0.0.1",
         "10.0.0.1-fd00::1",
         "10.0.0.1",

@@ -27,6 +27,8 @@ from purelb_sm.store.reserving import Registrar
 from tests.support.domain import NOW, group_view, pools, service
 from tests.support.office import an_office
 
+ALONE = "10.0.0.0-10.0.0.0"
+
 
 class Clock:
     def __init__(self) -> None:
@@ -297,3 +299,113 @@ def test_two_groups_that_swap_their_ranges_at_once_move_nobody_and_give_nothing_
         office.create("e", annotations=wish)
         office.settle("e")
         assert office.shown("e") == ["10.0.0.0"]
+
+
+@pytest.mark.spec("A21")
+def test_a_quarantine_lasts_as_it_was_when_it_began_whatever_becomes_of_the_group(tmp_path: Path) -> None:
+    with an_office(tmp_path, default=pools(ALONE, quarantine="60s")) as office:
+        office.create("a")
+        office.settle("a")
+        office.delete("a")
+        office.settle("a")
+        office.release()
+        office.regroup(default=pools(ALONE, quarantine="0s"))
+        office.create("b")
+        for later_s in (0, 59.999):
+            office.release(later_s)
+            office.settle("b")
+            assert office.refusal("b") == "PoolExhausted"
+        # Exactly at its end.
+        office.release(0.001)
+        office.settle("b")
+        assert office.shown("b") == ["10.0.0.0"]
+        # The next one is as the group says now: over as soon as nobody shows the address any more.
+        office.create("c")
+        office.delete("b")
+        office.settle("b", "c")
+        assert office.refusal("c") == "PoolExhausted"
+        office.release()
+        office.settle("c")
+        assert office.shown("c") == ["10.0.0.0"]
+
+
+@pytest.mark.spec("A21")
+@pytest.mark.parametrize("by_then", [{"default": pools(ALONE)}, {"default": {"local": {}}}, {}])
+def test_without_a_word_of_its_group_a_quarantine_is_of_five_minutes(tmp_path: Path, by_then: dict[str, Any]) -> None:
+    """And so it is where the group cannot be read by then, or is gone."""
+    with an_office(tmp_path, default=pools(ALONE)) as office:
+        office.create("a")
+        office.settle("a")
+        office.regroup(**by_then)
+        office.delete("a")
+        office.settle("a")
+        office.release()
+        office.regroup(default=pools(ALONE))
+        office.create("b")
+        office.release(299.999)
+        office.settle("b")
+        assert office.message("b").endswith("; 1 in quarantine, the first until 2026-11-23T12:05:00Z")
+        office.release(0.001)
+        office.settle("b")
+        assert office.shown("b") == ["10.0.0.0"]
+
+
+@pytest.mark.spec("A26", "A21")
+@pytest.mark.parametrize("later_s", [60.0, 59.999])
+def test_a_reservation_that_ends_with_the_release_of_what_it_covers(
+    engine: Engine, clock: Clock, later_s: float
+) -> None:
+    """Both in one pass: the address is free, once; and a moment before the end it is still promised."""
+    engine.set_groups([group_view("default", pools(ALONE, quarantine="60s"))])
+    (key,) = has = views(1)
+    engine.plan_batch(has)
+    reserve(engine, "10.0.0.0", clock, until_s=60, claim=ServiceKey("shop", "web"))
+    engine.plan_batch({key: None})
+    engine.release_pass(nobody_shows, None)
+    clock.now += timedelta(seconds=later_s)
+    newcomer = ServiceKey("test", "newcomer")
+    done = engine.release_pass(nobody_shows, None)
+    over = later_s == 60.0
+    assert (done.freed, done.ended, done.claims) == ([ip_address("10.0.0.0")] if over else [], over, [])
+    made = engine.plan_batch({newcomer: service(key=newcomer, uid="n")})
+    assert made[0].waiting is not over
+    assert engine.take_usage()["default"].of(Family.IPV4).held == over
+
+
+@pytest.mark.spec("A22")
+def test_a_group_that_comes_again_with_other_ranges_has_the_old_addresses_as_orphans_until_they_go(
+    tmp_path: Path,
+) -> None:
+    anew = {names.RE_EVALUATE: "true"}
+    with an_office(tmp_path, default=pools("10.0.0.0-10.0.0.3", quarantine="0s")) as office:
+
+        def numbers() -> tuple[int, int, int]:
+            of = office.engine.take_usage()["default"].of(Family.IPV4)
+            return of.held, of.available, of.orphaned
+
+        office.create("a")
+        office.create("b")
+        office.settle("a", "b")
+        office.regroup()
+        assert numbers() == (2, 0, 2)
+        office.create("c")
+        office.settle("a", "b", "c")
+        assert (office.shown("a"), office.refusal("a"), office.refusal("c")) == (["10.0.0.0"], "", "NoServiceGroup")
+        office.regroup(default=pools("10.0.1.0-10.0.1.2", quarantine="0s"))
+        office.settle("a", "b", "c")
+        assert [office.shown(name) for name in "abc"] == [["10.0.0.0"], ["10.0.0.1"], ["10.0.1.0"]]
+        assert numbers() == (3, 2, 2)
+        # Asked to, one moves; the other is deleted; and one restart later it is all the same.
+        office.edit("a", annotations=anew)
+        office.settle("a")
+        assert office.shown("a") == ["10.0.1.1"]
+        office.release()
+        office.release()
+        assert numbers() == (3, 1, 1)
+        office.lead()
+        assert numbers() == (3, 1, 1)
+        office.delete("b")
+        office.settle("b")
+        office.release()
+        office.release()
+        assert numbers() == (2, 1, 0)

@@ -65,7 +65,7 @@ def test_another_aggregation_refuses_the_group_by_name(value: object) -> None:
         group("g", v4(SUBNET, aggregation=value))
 
 
-@pytest.mark.spec("A6", "A8")
+@pytest.mark.spec("A6", "A8", "E1")
 @pytest.mark.parametrize(
     ("spec", "field"),
     [
@@ -87,6 +87,12 @@ def test_another_aggregation_refuses_the_group_by_name(value: object) -> None:
         ({"local": {"v6pools": [{"subnet": SUBNET, "pool": SUBNET}]}}, "spec.local.v6pools[0].pool"),
         (v4(SUBNET, "172.31.1.5/24"), "spec.local.v4pools[0].subnet"),
         (v4("224.0.0.0/24", "224.0.0.0/24"), "spec.local.v4pools[0].pool"),
+        (v4("127.0.0.0/24", "127.0.0.0/24"), "spec.local.v4pools[0].pool"),
+        (v4("0.0.0.0/24", "0.0.0.0/24"), "spec.local.v4pools[0].pool"),
+        (v4("172.31.001.010-172.31.001.020"), "spec.local.v4pools[0].pool"),
+        (v4("172.31.1.0/24", "172.31.001.0/24"), "spec.local.v4pools[0].subnet"),
+        (v4("::ffff:172.31.1.0/120", "::ffff:172.31.1.0/120"), "spec.local.v4pools[0].subnet"),
+        (v4("x" * 2**20), "spec.local.v4pools[0].pool"),
         (pools("172.31.1.0/24", "172.31.1.128/25"), "spec.local.v4pools[1]"),
         (pools("172.31.1.5-172.31.1.9", "172.31.1.9-172.31.1.12"), "spec.local.v4pools[1]"),
         (pools("172.31.1.0/24", quarantine="soon"), "spec.local.quarantine"),

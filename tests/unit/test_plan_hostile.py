@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from purelb_sm.domain import names
+from purelb_sm.domain.addresses import Family
 from purelb_sm.domain.book import NOTHING_BOOKED, Booked, BookedService, Hold, Leave, Plan, Reclaim, Refuse
 from purelb_sm.domain.groups import parse_group
 from purelb_sm.domain.plan import plan
@@ -73,6 +74,33 @@ def test_a_refusal_is_booked_and_told_once_whatever_text_it_quotes(name: str, te
     assert refusal(made) is not None
     again = plan(KEY, published(view, made), refused_booked(made), known, NOW + timedelta(hours=1))
     assert again.silent
+
+
+@pytest.mark.spec("E1")
+@pytest.mark.parametrize("where", [names.ADDRESSES, "loadBalancerIP"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("172.030.250.053", "172.30.250.053", "::ffff:172.30.250.53", "0xac.30.250.53", "2887711285", "172.30.64053"),
+        *("172.30.250.53/32", "172.30.250.53%eth0", "fe80::1%eth0", "fd30::1%1", "1\u00b72.30.250.53", "\u0661.2.3.4"),
+        *("0.0.0.0", "::", "127.0.0.1", "::1", "224.0.0.1", "ff02::1", "255.255.255.255", "169.254.1.1"),
+        "x" * 2**20,
+        "172.30.250.53," * 70_000,
+    ],
+    ids=lambda text: text[:24],
+)
+def test_no_second_spelling_and_no_special_address_is_taken_for_one_of_ours(text: str, where: str) -> None:
+    """Whether the address that it could be taken for is held or free."""
+    wish = {"load_balancer_ip": text} if where == "loadBalancerIP" else {"annotations": {where: text}}
+    view = service(ip_families=DUAL, ip_family_policy="PreferDualStack", **wish)
+    for taken in ([], [ip_address("172.30.250.53")]):
+        known = world(group("default", DUAL_POOLS))
+        known.free.take_all(taken)
+        before = known.free.counts("default", Family.IPV4)
+        made = plan(KEY, view, NOTHING_BOOKED, known, NOW)
+        assert refusal(made) is Reason.INVALID_REQUEST
+        assert known.free.counts("default", Family.IPV4) == before
+        assert plan(KEY, published(view, made), refused_booked(made), known, NOW).silent
 
 
 @pytest.mark.spec("E1", "A31")

@@ -134,6 +134,20 @@ def test_later_nodes_and_ranges_add_nothing_until_somebody_asks_for_it() -> None
 
 
 @pytest.mark.spec("A24")
+def test_a_range_whose_last_node_died_keeps_its_holders_and_gives_nothing_new() -> None:
+    where = near("10.0.1.0/24")
+    where.free.take_all(ip_address(a) for a in ("10.0.1.1", "10.0.3.1"))
+    view = showing(service(), "10.0.1.1", "10.0.3.1")
+    for anew in ({}, {"purelb.io/re-evaluate": "true"}):
+        view.annotations.update(anew)
+        made = plan(KEY, view, holding("10.0.1.1", "10.0.3.1"), where, NOW)
+        assert not made.actions
+        assert made.publication is None or made.publication.ingress is None
+    other = ServiceKey("test", "other")
+    assert held(plan(other, service(key=other, uid="u"), NOTHING_BOOKED, where, NOW)) == ["10.0.1.2"]
+
+
+@pytest.mark.spec("A24")
 def test_re_evaluation_with_nothing_to_add_changes_nothing() -> None:
     where = near("10.0.0.0/16")
     addresses = ("10.0.1.1", "10.0.2.1", "10.0.3.1")
