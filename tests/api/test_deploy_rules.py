@@ -255,6 +255,36 @@ def has_rules(schema: dict[str, Any], where: str, unbounded: list[str]) -> bool:
     return found
 
 
+def rules(schema: dict[str, Any], where: str = "") -> dict[str, list[tuple[str, str]]]:
+    """Each rule and what it says, by the field that it is about."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    if mine := schema.get("x-kubernetes-validations"):
+        found[where] = [(rule["rule"], rule["message"]) for rule in mine]
+    for name, field in schema.get("properties", {}).items():
+        found |= rules(field, f"{where}.{name}".lstrip("."))
+    return found | (rules(schema["items"], where) if "items" in schema else {})
+
+
+@pytest.mark.spec("A9")
+def test_both_versions_of_a_group_have_the_same_rules_wherever_they_have_the_same_field() -> None:
+    """So that what is shown of one field in one version holds for all."""
+    one, two = (rules(schema_of("servicegroups", version)) for version in ("v1", "v2"))
+    assert {path: each for path, each in one.items() if path != "spec"} == {
+        path: each for path, each in two.items() if path != "spec"
+    }
+    for kind in ("local", "remote"):
+        assert [text for _, text in two[f"spec.{kind}"]] == [
+            "multiPool and balancePools cannot go together, it is every pool or one pool"
+        ]
+        for field, text in (("v4pool", IPV4_ONLY), ("v6pool", IPV6_ONLY)):
+            assert two[f"spec.{kind}.{field}"] == two[f"spec.{kind}.{field}s"]
+            assert [told for _, told in two[f"spec.{kind}.{field}"]] == [text]
+            assert two[f"spec.{kind}.{field}"] == two[f"spec.local.{field}"]
+    assert one["spec"][2:] == two["spec"][1:]
+    agents = [rules(schema_of("lbnodeagents", version)) for version in ("v1", "v2")]
+    assert agents[0] == agents[1]
+
+
 COUNTS = ("allocated", "available", "quarantined", "reserved", "orphaned")
 STATUS = {
     *(f"{count}IPv{family}" for count in COUNTS for family in "46"),

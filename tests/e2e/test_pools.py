@@ -126,7 +126,7 @@ async def test_balanced_pools_fill_alike_across_a_restart(tmp_path: Path) -> Non
 
 
 @pytest.mark.spec("A24", "A8")
-async def test_multi_and_balanced_that_got_past_the_schema_refuse_the_group(tmp_path: Path) -> None:
+async def test_multi_and_balanced_together_do_not_get_past_the_schema(tmp_path: Path) -> None:
     both = group_object("default", {"local": {"v4pools": RACKS, "multiPool": True, "balancePools": True}})
     async with a_cluster(tmp_path) as cluster:
         with pytest.raises(Exception, match="cannot go together"):

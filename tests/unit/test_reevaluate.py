@@ -167,6 +167,25 @@ def test_a_pending_service_is_tried_and_the_wish_goes_either_way() -> None:
     assert refused.publication.annotations == GONE
 
 
+@pytest.mark.spec("A23", "A11")
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [("junk", Reason.INVALID_REQUEST), ("10.0.0.2", Reason.ADDRESS_IN_USE), ("fd30::1", "AddressFamilyNotRequested")],
+)
+def test_one_that_keeps_what_it_has_as_its_wish_cannot_be_met_still_does_when_planned_anew(
+    asked: str, reason: str
+) -> None:
+    view = shown_as_given(service(), "10.0.0.1", **wish("other", **ANEW, **{names.ADDRESSES: asked}))
+    there = two_groups("10.0.0.1", "10.0.0.2")
+    made = plan(KEY, view, holding("10.0.0.1"), there, NOW)
+    assert (made.actions, made.waiting) == ((), True)
+    assert made.publication is not None
+    assert made.publication.ingress is None
+    assert made.publication.annotations == GONE
+    assert [(c.status, c.reason) for c in made.publication.conditions or ()] == [("False", reason)]
+    assert [e.message.split(":")[0] for e in made.events] == [reason]
+
+
 @pytest.mark.spec("A23", "A12", "A31")
 def test_the_wish_of_a_service_that_is_not_ours_is_left_alone() -> None:
     for view in (
