@@ -325,6 +325,20 @@ async def test_a_hung_write_of_one_service_holds_up_no_other(tmp_path: Path) -> 
 
 
 @pytest.mark.spec("E8")
+async def test_a_flood_that_an_allocator_finds_at_its_start_does_not_hold_up_another_namespace(tmp_path: Path) -> None:
+    flood = 600
+    pools = {"local": {"v4pools": [{"subnet": "172.30.248.0/21", "pool": "172.30.248.0/21"}]}}
+    async with a_cluster(tmp_path, group_object("default", pools), namespaces=["flood"]) as cluster:
+        cluster.server.faults.add(Fault("delay", "PATCH", "services/.*/status", delay_s=0.02))
+        for n in range(flood):
+            cluster.create(service_object(f"flood/s{n}"))
+        cluster.create(service_object("quiet"))
+        async with an_allocator(cluster, a_database(tmp_path), publish_concurrency=4):
+            await cluster.given("quiet")
+            assert sum(bool(cluster.shown(f"flood/s{n}")) for n in range(flood)) < flood / 2
+
+
+@pytest.mark.spec("E8")
 async def test_a_flood_of_one_namespace_does_not_hold_up_another(tmp_path: Path) -> None:
     """From the watch to the status: neither what is to be planned nor what is to be written is in its way."""
     flood = 600

@@ -80,6 +80,20 @@ async def test_a_multi_pool_service_has_an_address_wherever_a_live_node_is(tmp_p
                     assert {"10.0.1.1", "10.0.3.1"} <= set(shown)
 
 
+@pytest.mark.spec("A24")
+async def test_a_new_leader_knows_where_nodes_are_before_it_gives_anything(tmp_path: Path) -> None:
+    everywhere = group_object("default", {"local": {"v4pools": WIDE, "multiPool": True}})
+    async with a_cluster(tmp_path, everywhere) as cluster, a_node(cluster, "node1", "10.0.1.0/24", "10.0.3.0/24"):
+        database = a_database(tmp_path)
+        for name in ("first", "second"):
+            cluster.create(service_object(name))
+            async with an_allocator(cluster, database):
+                given = await cluster.given(name)
+                assert [a.split(".")[2] for a in given] == ["1", "3"]
+                await eventually(lambda: cluster.events("IPAllocated"))
+        assert cluster.events("AllocationFailed") == []
+
+
 async def third_rack_is_known(cluster: Cluster) -> None:
     """Services that come now get an address there: asked by one after the other, until it is so."""
     numbers = itertools.count()

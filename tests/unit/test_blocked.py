@@ -26,6 +26,9 @@ def test_the_longest_waiting_comes_first_and_only_who_waits_for_it() -> None:
     assert blocked.waiting_for([HTTP]) == [B, A]
     assert blocked.waiting_for([HTTPS, HTTP]) == [A, B]
     assert blocked.waiting_for([Obstacle(ONE, "UDP", 80)]) == []
+    # Refused once more, it keeps its place.
+    blocked.note(B, (HTTP, HTTPS))
+    assert blocked.waiting_for([HTTP]) == [B, A]
 
 
 @pytest.mark.spec("A29")

@@ -409,3 +409,15 @@ def test_a_group_that_comes_again_with_other_ranges_has_the_old_addresses_as_orp
         office.release()
         office.release()
         assert numbers() == (2, 1, 0)
+
+
+@pytest.mark.spec("A8", "A22")
+def test_after_a_restart_the_group_that_was_edited_onto_another_is_still_the_one_that_is_refused(
+    tmp_path: Path,
+) -> None:
+    low, high = pools("10.0.0.0/25"), pools("10.0.0.128/25")
+    with an_office(tmp_path, default=low, other=high) as office:
+        office.regroup(default=high, other=high)
+        assert set(office.engine._groups) == {"other"}
+        office.lead()
+        assert set(office.engine._groups) == {"other"}
