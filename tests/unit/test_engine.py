@@ -421,3 +421,25 @@ def test_after_a_restart_the_group_that_was_edited_onto_another_is_still_the_one
         assert set(office.engine._groups) == {"other"}
         office.lead()
         assert set(office.engine._groups) == {"other"}
+
+
+@pytest.mark.spec("A19", "A21")
+@pytest.mark.parametrize(("later_s", "back"), [(59.999, "10.0.0.1"), (60, "10.0.0.0")])
+def test_turned_back_it_has_its_old_address_within_the_quarantine_and_after_it_any_that_is_free(
+    tmp_path: Path, later_s: float, back: str
+) -> None:
+    with an_office(tmp_path, default=pools("10.0.0.0-10.0.0.2", quarantine="60s")) as office:
+        for name in ("a", "b"):
+            office.create(name)
+        office.settle("a", "b")
+        office.edit("b", type="ClusterIP", ingress=())
+        office.delete("a")
+        office.settle("a", "b")
+        office.release()
+        office.release(later_s)
+        office.edit("b", type="LoadBalancer")
+        office.settle("b")
+        assert office.shown("b") == [back]
+        office.create("c")
+        office.settle("c")
+        assert office.shown("c") == (["10.0.0.2"] if back == "10.0.0.1" else ["10.0.0.1"])
