@@ -210,9 +210,11 @@ class EngineMachine(RuleBasedStateMachine):
 
     # -- rules: users -------------------------------------------------------------------------------------------
 
-    @initialize(spec=st.sampled_from(SPECS[1:4]), asking=st.integers(0, 7))
-    def begin(self, spec: Any, asking: int) -> None:
-        """Most searches begin where something is held."""
+    @initialize(spec=st.sampled_from(SPECS[1:4]), asking=st.integers(0, 7), agents=st.booleans())
+    def begin(self, spec: Any, asking: int, agents: bool) -> None:
+        """Most searches begin where something is held. Without agents, a status alone says that it is."""
+        for kernel in self.kernels.values():
+            kernel.alive = agents
         self.change_group("default", spec)
         self.look_at_groups(self.leader)
         for number, key in enumerate(KEYS):
@@ -356,19 +358,21 @@ class EngineMachine(RuleBasedStateMachine):
             view = cache.get(key)
             return view is not None and str(address) in {entry.ip for entry in view.ingress}
 
-        before = self.resting()
-        self.leader.engine.release_pass(shows, frozenset(NODES))
-        for address, (claim, group) in self.resting().items():
-            if address not in before:
-                of = self.leader.engine._groups.get(group)
-                rests_s = of.quarantine_s if of else DEFAULT_QUARANTINE_S
-                self.rests[address] = Rest(claim, self.now + timedelta(seconds=rests_s))
+        ((head,),) = self.reader.execute("SELECT MAX(seq) FROM history")
+        try:
+            self.leader.engine.release_pass(shows, frozenset(NODES))
+        finally:
+            self.a_quarantine_begins(head)
 
-    def resting(self) -> dict[Address, tuple[str, str]]:
-        """What is in quarantine for one claim alone: which, and of which group."""
-        select = "SELECT address_text, claim, group_name FROM allocation WHERE state = 'quarantined'"
-        select += " AND sharing_key IS NULL"
-        return {ip_address(a): (str(c), str(g)) for a, c, g in self.reader.execute(select)}
+    def a_quarantine_begins(self, head: int) -> None:
+        """Of what was given up since that row of history, and was not shared."""
+        select = """SELECT a.address_text, a.claim, a.group_name FROM allocation a JOIN history h
+            ON h.address = a.address_text WHERE h.trigger = 'confirm_release' AND h.seq > ? AND a.sharing_key IS NULL
+            ORDER BY a.id"""
+        for address, claim, group in self.reader.execute(select, (head,)):
+            of = self.leader.engine._groups.get(group)
+            rests_s = of.quarantine_s if of else DEFAULT_QUARANTINE_S
+            self.rests[ip_address(address)] = Rest(claim, self.now + timedelta(seconds=rests_s))
 
     @rule(kept=st.booleans(), releases=st.booleans(), seen=st.booleans())
     def the_database_goes_away(self, kept: bool, releases: bool, seen: bool) -> None:
