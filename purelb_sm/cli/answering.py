@@ -18,6 +18,9 @@ from purelb_sm.domain.views import ServiceKey
 from purelb_sm.errors import HistoryBroken, InvalidInput, KubeError, SchemaMismatch, StoreError
 
 Database = Annotated[str, typer.Option(envvar="PURELB_DATABASE", help="SQLAlchemy URL of the book")]
+InstallNamespace = Annotated[
+    str, typer.Option("--install-namespace", envvar="PURELB_INSTALL_NAMESPACE", help="where PureLB is installed")
+]
 Form = Annotated[Output, typer.Option("--output", "-o", help="table, json (an object a line) or csv")]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -29,10 +29,12 @@ Told = tuple["HeldAddress", str]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the cluster shows: the Service (None: there is none), and the names of the Nodes."""
+    """What the cluster shows: the Service (None: there is none), the names of the Nodes, and of those that are giving
+    their addresses up, why."""
 
     view: ServiceView | None
     nodes: frozenset[str]
+    leaving: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class Story:
     stuck: tuple[Told, ...] = ()
     moves: tuple[LastMove, ...] = ()
     ahead: int = 0
+    leaving: Mapping[str, str] = field(default_factory=dict)
 
 
 def story(found: Explanation, seen: Seen | None, now: datetime) -> Story:
@@ -74,6 +77,7 @@ def story(found: Explanation, seen: Seen | None, now: datetime) -> Story:
         tuple((held, waits_for(held, seen, now)) for held in late),
         found.moves,
         found.ahead,
+        seen.leaving if seen else {},
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from purelb_sm.cli.answering import explained, utc_now
+from purelb_sm.cli.answering import InstallNamespace, explained, utc_now
 from purelb_sm.domain import names
 from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.draining import Staying, asked_of, says_draining, what_stays
@@ -37,9 +37,6 @@ REASON_MAX: Final = 200
 
 Node = Annotated[str, typer.Argument(metavar="NODE", help="the name of a Node")]
 Kubeconfig = Annotated[Path | None, typer.Option(help="else $KUBECONFIG, the cluster we run in, ~/.kube/config")]
-Namespace = Annotated[
-    str, typer.Option("--install-namespace", envvar="PURELB_INSTALL_NAMESPACE", help="where PureLB is installed")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -53,7 +50,7 @@ def drain(
     reason: Annotated[str, typer.Option(help="why, for those who find it later")] = "",
     timeout: Annotated[float, typer.Option(min=0, help="wait no longer than so many seconds")] = 60.0,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="wait until the node announces nothing")] = True,
-    install_namespace: Namespace = names.INSTALL_NAMESPACE,
+    install_namespace: InstallNamespace = names.INSTALL_NAMESPACE,
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Has a node hand its addresses over to others, without a gap, and take none until `undrain`."""

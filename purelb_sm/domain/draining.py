@@ -42,6 +42,23 @@ def says_draining(lease_annotations: Mapping[str, str]) -> bool:
     return names.DRAINING in lease_annotations
 
 
+def why_leaving(node: NodeView | None, lease_annotations: Mapping[str, str]) -> str:
+    """Why the node gives its addresses up, for people; empty where it does not. Its Lease has the first word, since it
+    is what the other nodes go by, and tells of an agent that is told to stop."""
+    said = lease_annotations.get(names.DRAINING)
+    why = next((one for one in Draining if one.value == said), None) or asked_of(node)
+    match why:
+        case Draining.STOPPING:
+            return "its agent was told to stop"
+        case Draining.DRAINED:
+            mark = node.annotations.get(names.DRAIN, "") if node else ""
+            return f"it is drained{f' ({mark})' if mark else ''}"
+        case Draining.EXCLUDED:
+            return f"its Node has the label {names.EXCLUDE_LABEL}"
+        case None:
+            return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Staying:
     """An address that a drained node still holds, and why. `for_good`: nobody else can hold it as things are."""

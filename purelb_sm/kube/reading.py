@@ -27,8 +27,11 @@ class _List(msgspec.Struct):
 _decode_list = msgspec.json.Decoder(_List).decode
 
 
-async def list_once(client: KubeClient, kind: Kind[K, V], namespace: str, *, label_selector: str = "") -> list[V]:
-    """All objects of a kind in a namespace. What cannot be decoded is passed over. Raises KubeError."""
+async def list_once(
+    client: KubeClient, kind: Kind[K, V], namespace: str | None, *, label_selector: str = ""
+) -> list[V]:
+    """All objects of a kind in a namespace, or of a kind that is in none. What cannot be decoded is passed over. Raises
+    KubeError."""
     query = {"labelSelector": label_selector} if label_selector else None
     found = await client.get(kind.resource.collection(namespace), _decode_list, query=query)
     views = []

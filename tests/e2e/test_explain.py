@@ -12,6 +12,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from purelb_sm.cli.main import command
+from purelb_sm.domain import names
+from purelb_sm.kube.client import MERGE_PATCH
+from purelb_sm.sandbox.apiserver import Fault
 from tests.support.product import Cluster, a_cluster, a_database, a_node, an_allocator, local_group, service_object
 from tests.support.waiting import eventually
 
@@ -116,3 +119,37 @@ async def test_a_refused_wish_and_a_release_that_waits_for_a_node_are_explained(
             assert found["reason"] == "PoolExhausted"
             families = found["groups"][0]["families"]["IPv4"]
             assert (families["held"], families["releasing"], families["free"]) == (1, 1, 0)
+
+
+@pytest.mark.spec("B3", "C17")
+async def test_an_announcing_node_that_is_about_to_give_its_addresses_up_is_said_to_and_why(tmp_path: Path) -> None:
+    async with a_cluster(tmp_path, local_group(POOL)) as cluster:
+        database = a_database(tmp_path)
+        async with an_allocator(cluster, database), a_node(cluster) as node:
+            cluster.create(service_object())
+            (address,) = await cluster.given()
+            await node.holds(address)
+
+            async def announced() -> list[dict[str, Any]]:
+                found: list[dict[str, Any]] = (await explained(cluster, database))["addresses"][0]["nodes"]
+                return found
+
+            (there,) = await eventually(announced)
+            assert there == {"node": "node1", "interface": "eth0", "state": "present"}
+            drained = {names.DRAIN: "2026-11-29T03:12:00Z a new kernel"}
+            await annotate(cluster, "/api/v1/nodes/node1", drained)
+            said = "it is drained (2026-11-29T03:12:00Z a new kernel)"
+            assert await announced() == [there | {"leaving": said}]
+            text = (await purelb(cluster, database, "explain", "test/echo")).stdout
+            assert f"present on node1 eth0, which gives its addresses up: {said}\n" in text
+            lease = f"/apis/coordination.k8s.io/v1/namespaces/purelb-system/leases/{names.NODE_LEASE_PREFIX}node1"
+            await annotate(cluster, lease, {names.DRAINING: "stopping"})
+            assert await announced() == [there | {"leaving": "its agent was told to stop"}]
+            # To one who may not read Leases the Node tells what it can.
+            cluster.server.faults.add(Fault("forbidden", method="GET", path="/leases"))
+            assert await announced() == [there | {"leaving": said}]
+
+
+async def annotate(cluster: Cluster, path: str, annotations: dict[str, str]) -> None:
+    body = {"metadata": {"annotations": annotations}}
+    await cluster.client.request("PATCH", path, body=body, content_type=MERGE_PATCH)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from purelb_sm.domain import names
 from purelb_sm.domain.addresses import Network
-from purelb_sm.domain.draining import Draining, asked_of
+from purelb_sm.domain.draining import Draining, asked_of, why_leaving
 from purelb_sm.domain.election import Electorate, parse_subnets, rank, render_subnets
 from purelb_sm.domain.views import NodeView
 
@@ -194,3 +194,23 @@ def test_label_and_annotation_count_by_being_there(
 ) -> None:
     assert asked_of(NodeView("node1", "u", "1", labels=labels, annotations=annotations)) is expected
     assert asked_of(None) is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "annotations", "lease", "said"),
+    [
+        ({}, {}, None, ""),
+        ({}, {names.DRAIN: "2026-11-29T03:12:00Z disk"}, None, "it is drained (2026-11-29T03:12:00Z disk)"),
+        ({}, {names.DRAIN: ""}, "drain", "it is drained"),
+        ({names.EXCLUDE_LABEL: ""}, {}, None, f"its Node has the label {names.EXCLUDE_LABEL}"),
+        ({names.EXCLUDE_LABEL: ""}, {names.DRAIN: ""}, "excluded", f"its Node has the label {names.EXCLUDE_LABEL}"),
+        ({}, {names.DRAIN: ""}, "stopping", "its agent was told to stop"),
+        ({}, {}, "stopping", "its agent was told to stop"),
+        ({}, {}, "what a newer agent may say", ""),
+    ],
+)
+def test_why_a_node_gives_its_addresses_up_is_told_by_its_lease_first(
+    labels: dict[str, str], annotations: dict[str, str], lease: str | None, said: str
+) -> None:
+    node = NodeView("node1", "u", "1", labels=labels, annotations=annotations)
+    assert why_leaving(node, {} if lease is None else {names.DRAINING: lease}) == said
