@@ -114,7 +114,7 @@ class Announcer:
     ) -> None:
         self.holdings = Holdings(kernel, ledger, clock)
         self.frames = Frames(kernel, self._still_ours, lambda where: listener.heard(where[0]))
-        self.conflicts = Conflicts(kernel, around, probed, listener.conflict)
+        self.conflicts = Conflicts(kernel, around, probed, self._conflict)
         self._around = around
         self._handing: Handing = handing or Alone()
         self._kernel = kernel
@@ -197,6 +197,13 @@ class Announcer:
         elif mac:
             self.holdings.refuse([desired], AddressConflict(desired.address, desired.interface, mac))
         return mac == NOBODY
+
+    def _conflict(self, where: Where, mac: bytes, announced: bool) -> None:
+        """One that is announced stays, so that only this tells the book of it."""
+        if announced:
+            error = AddressConflict(*where, mac)
+            self._ledger.contest(*where, f"{error.reason}: {error}")
+        self._listener.conflict(where, mac, announced)
 
     def _guard(self, desired: Desired) -> None:
         where = (desired.address, desired.interface)

@@ -14,7 +14,7 @@ from datetime import datetime
 from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.reports import MAX_TRANSITIONS, NodeReport, ReportedAddress, ReportedTransition
 from purelb_sm.domain.states import AnnouncementState, AnnouncementTrigger
-from purelb_sm.machines import ANNOUNCEMENT, fire
+from purelb_sm.machines import ANNOUNCEMENT, Fired, fire
 
 Where = tuple[Address, str]
 """An address on an interface."""
@@ -93,14 +93,26 @@ class Ledger:
         record.prefix_length, record.valid_s, record.reason, record.since = prefix_length, valid_s, reason[:512], now
         if record.state is AnnouncementState.ABSENT:
             self._drop(record)
+        self._number(record, fired, now, record.reason)
+        return record
+
+    def contest(self, address: Address, interface: str, reason: str) -> None:
+        """A foreign host uses an address that is present here, and stays: told as a move, though nothing of the record
+        changes. Where it is not present that is no move of ours."""
+        record = self.get(address, interface)
+        if record is not None and record.state is AnnouncementState.PRESENT:
+            self._number(record, fire(ANNOUNCEMENT, record, AnnouncementTrigger.CONTEST), self._now(), reason[:512])
+
+    def _number(self, record: Record, fired: Fired, at: datetime, reason: str) -> None:
         self._seq += 1
-        source, dest = AnnouncementState(fired.source), AnnouncementState(fired.dest)
+        trigger, source, dest = AnnouncementTrigger(fired.trigger), AnnouncementState(fired.source), record.state
         self._moves.append(
-            ReportedTransition(self._seq, now, address, interface, prefix_length, trigger, source, dest, record.reason)
+            ReportedTransition(
+                self._seq, at, record.address, record.interface, record.prefix_length, trigger, source, dest, reason
+            )
         )
         if record.state not in _PASSING:
             self._on_move()
-        return record
 
     def renewed(self, address: Address, interface: str, valid_s: int | None) -> None:
         """The kernel was given this lifetime anew. That is no move, but another lifetime than before is reported."""

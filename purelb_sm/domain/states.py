@@ -66,6 +66,7 @@ class AnnouncementTrigger(StrEnum):
     FOUND_PRESENT = "found_present"
     FOUND_ABSENT = "found_absent"
     FOUND_FAILED = "found_failed"
+    CONTEST = "contest"
     LOSE = "lose"
 
 

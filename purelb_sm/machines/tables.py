@@ -119,6 +119,7 @@ ANNOUNCEMENT: Final = Table(
             _NT.FOUND_ABSENT, tuple(s for s in _ALL if s is not _N.ABSENT), _N.ABSENT, "the kernel was seen without it"
         ),
         Move(_NT.FOUND_FAILED, tuple(s for s in _ALL if s is not _N.FAILED), _N.FAILED, "the agent reports it failed"),
+        Move(_NT.CONTEST, (_N.PRESENT,), _N.PRESENT, "a foreign host was heard to use it, too: it stays"),
         Move(_NT.LOSE, (_N.ADDING, _N.PRESENT, _N.REMOVING), _N.LOST, "the node's Lease lapsed: nobody can say"),
     ),
 )

@@ -151,7 +151,8 @@ class Workspace:
     ) -> None:
         """Moves an announcement and keeps the history of it. Raises IllegalTransition."""
         fired = fire(ANNOUNCEMENT, entry, trigger)
-        entry.moved = True
+        # One that stays in its state goes on with its row.
+        entry.moved |= fired.source is not fired.dest
         self._note_announcement(entry, trigger, fired.source, reason, actor, details)
 
     # -- members ----------------------------------------------------------------------------------------------------

@@ -332,6 +332,26 @@ def test_every_state_keeps_its_own_period(desk: Desk) -> None:
     assert [(a.state, a.since, a.until) for a in now.announcers] == [("lost", lost, None)]
 
 
+@pytest.mark.spec("B1", "C15", "C20")
+def test_a_foreign_host_at_an_announced_address_is_a_row_of_history_and_ends_no_period(desk: Desk) -> None:
+    desk.allocate(WEB, "10.0.0.1")
+    agent = Agent().add()
+    desk.report(agent.report())
+    (before,) = announcements(desk)
+    said = "AddressConflict: 10.0.0.1 is used by 02:f0:00:00:00:01 on the link of eth0"
+    desk.now += timedelta(minutes=1)
+    outcome = desk.report(agent.move(Trigger.CONTEST, State.PRESENT, reason=said).report())
+    assert (outcome.booked, outcome.made_up) == (1, 0)
+    row = told(desk)[-1]
+    assert (row.trigger, row.from_state, row.to_state, row.reason) == ("contest", "present", "present", said)
+    assert (row.node, row.address, row.at) == ("node1", "10.0.0.1", desk.now)
+    assert announcements(desk) == [before], "it has been announced all the time"
+    assert state_of(desk) is ServiceState.ANNOUNCING
+    desk.report(agent.remove().report())
+    assert announcements(desk) == []
+    assert state_of(desk) is ServiceState.ALLOCATED
+
+
 def test_a_quiet_report_of_many_addresses_reads_only_what_moved(desk: Desk) -> None:
     """The full state of a node with thousands of addresses is not compared for every move of one."""
     desk.allocate(WEB, "10.0.0.1")

@@ -95,6 +95,12 @@ async def test_a_failover_does_not_probe_and_the_peer_that_still_answers_is_no_f
     assert conflicts_told(lab) == []
 
 
+def moves(lab: Lab, node: str) -> list[JSON]:
+    """Those that the node's report tells of."""
+    found: list[JSON] = (lab.report(node) or {}).get("transitions", [])
+    return found
+
+
 @pytest.mark.spec("C20")
 async def test_an_agent_says_its_macs_in_its_lease_and_knows_those_of_the_others(lab: Lab) -> None:
     configure(lab)
@@ -121,6 +127,18 @@ async def test_an_agent_says_its_macs_in_its_lease_and_knows_those_of_the_others
     assert event["message"].endswith("announced all the same")
     assert len(conflicts_told(lab)) == 1
     assert await lab.holders(IP) == [holder]
+    reason = f"AddressConflict: {IP} is used by {FOREIGN.hex(':')} on the link of {INTERFACE}"
+    await eventually(lambda: [m for m in moves(lab, holder) if m["trigger"] == "contest"])
+    *_, added, contest = moves(lab, holder)
+    assert (added["trigger"], contest["from"], contest["to"], contest["reason"]) == (
+        "added",
+        "present",
+        "present",
+        reason,
+    )
+    (entry,) = (lab.report(holder) or {})["addresses"]
+    assert (entry["state"], entry["since"], entry["validSeconds"]) == ("present", added["at"], 300)
+    assert "reason" not in entry, "what is right is no failure"
     counted = {m.name: m.samples[0].value for m in lab.agents[holder].agent.metrics.registry.collect()}
     assert counted["purelb_lbnodeagent_conflicts_announced"] == 1
     assert counted["purelb_lbnodeagent_conflict_defences"] == 1

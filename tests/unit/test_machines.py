@@ -46,7 +46,13 @@ EXPECTED: dict[str, dict[str, dict[str, str]]] = {
             "found_failed": "failed",
             "lose": "lost",
         },
-        "present": {"remove": "removing", "found_absent": "absent", "found_failed": "failed", "lose": "lost"},
+        "present": {
+            "remove": "removing",
+            "found_absent": "absent",
+            "found_failed": "failed",
+            "contest": "present",
+            "lose": "lost",
+        },
         "removing": {
             "add": "adding",
             "fail": "failed",
