@@ -155,10 +155,13 @@ class EventRecorder:
 
     async def close(self) -> None:
         """Writes what is queued, for at most FLUSH_S, and ends."""
-        if self._tasks:
-            await self.flush(FLUSH_S)
-        for task in self._tasks:
-            task.cancel()
+        try:
+            if self._tasks:
+                await self.flush(FLUSH_S)
+        finally:
+            # Also for one who does not wait that long: the client is about to be closed.
+            for task in self._tasks:
+                task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
 

@@ -197,6 +197,21 @@ def test_closing_is_over_in_time_even_if_the_server_is_away() -> None:
     run_virtual(main())
 
 
+def test_who_does_not_wait_for_the_end_of_closing_leaves_nothing_that_goes_on() -> None:
+    async def main() -> None:
+        connection = Connection(Memory())
+        connection.away = True
+        recorder = await EventRecorder(connection, "c", "i", clock=virtual_clock, now=now).__aenter__()
+        recorder.service(KEY, "u1", "1", ASSIGNED)
+        closing = asyncio.create_task(recorder.close())
+        await asyncio.sleep(events.FLUSH_S / 4)
+        closing.cancel()
+        await asyncio.sleep(0.01)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run_virtual(main())
+
+
 def test_an_object_that_causes_a_flood_is_cut_off_and_others_are_not() -> None:
     async def scenario(recorder: EventRecorder, _: Connection) -> None:
         for i in range(100):
