@@ -6,7 +6,8 @@ and who wants to hear what became of it, comes from outside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import asyncio
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
 
@@ -142,11 +143,11 @@ class Announcer:
             self._plan(address, plan)
         plan.add.sort(key=lambda desired: desired.kind is Kind.REMOTE)
         for removals in _chunks(plan.remove):
-            await self._remove(removals)
+            await _unbroken(self._remove(removals))
         for additions in _chunks(plan.add):
-            await self._add(additions)
+            await _unbroken(self._add(additions))
         for left in _chunks(plan.leave):
-            await self._remove(left)
+            await _unbroken(self._remove(left))
         for renewals in _chunks(plan.renew):
             await self.holdings.renew([wanted(desired) for desired in renewals])
 
@@ -309,6 +310,17 @@ def _fits(held: Held, desired: Desired) -> bool:
         desired.prefix_length,
         desired.noprefixroute,
     )
+
+
+async def _unbroken(work: Coroutine[None, None, None]) -> None:
+    """Waits for the end of it, also if we are cancelled meanwhile: the next look would take for somebody else's doing
+    what we have asked the kernel for, and not heard of."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 def _chunks(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -257,6 +257,47 @@ async def test_a_kernel_that_cannot_be_asked_fails_what_was_asked_and_is_asked_a
     assert announcer.holdings.next_retry() is None
 
 
+class SlowKernel(FakeKernel):
+    """Its answers take until `answer` is set; what is asked is done at once, whoever still waits for the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.answer = asyncio.Event(), asyncio.Event()
+
+    async def apply(self, add: Any, remove: Any) -> Any:
+        answers = await super().apply(add, remove)
+        self.asked.set()
+        await self.answer.wait()
+        return answers
+
+
+@pytest.mark.spec("C6", "C15")
+@pytest.mark.parametrize("what", ["added", "removed"])
+async def test_who_is_told_to_stop_in_the_middle_of_its_work_knows_afterwards_that_it_was_its_own(what: str) -> None:
+    kernel = SlowKernel()
+    kernel.add_interface("eth0")
+    ledger, wanted = Ledger("node", "i", now), set(ADDRESSES)
+    decide: Callable[[Address], Verdict] = lambda a: desired(a) if a in wanted else None  # noqa: E731
+    announcer = Announcer(kernel, ledger, decide, Silent(), lambda: 0.0, ALONE, unheard)
+    if what == "removed":
+        kernel.answer.set()
+        await announcer.work(ADDRESSES)
+        kernel.answer.clear()
+        kernel.asked.clear()
+        wanted.clear()
+    working = asyncio.create_task(announcer.work(ADDRESSES))
+    await kernel.asked.wait()
+    working.cancel()
+    asyncio.get_running_loop().call_later(0.01, kernel.answer.set)
+    await asyncio.wait({working})
+    assert working.cancelled()
+    assert await announcer.look() == set(), "nothing is there, or gone, that it does not know of"
+    assert ({str(move.trigger) for move in ledger.report().transitions}) == (
+        {"add", "added"} if what == "added" else {"add", "added", "remove", "removed"}
+    )
+    assert announcer.holdings.counters.vanished == 0
+
+
 # Frames.
 
 
