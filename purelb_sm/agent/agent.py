@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from datetime import datetime
 from math import isfinite
 from typing import Final
@@ -33,6 +33,7 @@ from purelb_sm.agent.survey import OwnSubnets
 from purelb_sm.agent.telling import Telling
 from purelb_sm.agent.upkeep import Bearings, Upkeep
 from purelb_sm.domain import names
+from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.agent_config import AgentConfig
 from purelb_sm.domain.announce import Announcements, Groups, Place
 from purelb_sm.domain.announcing import holders_of
@@ -43,6 +44,7 @@ from purelb_sm.domain.views import LeaseView, NodeView, ObjectView, ServiceKey, 
 from purelb_sm.kube.client import KubeClient
 from purelb_sm.kube.events import EventRecorder
 from purelb_sm.kube.leases import HeldLease, Liveness
+from purelb_sm.kube.reading import read_announced
 from purelb_sm.kube.reflector import Change
 from purelb_sm.kube.reports import ReportWriter
 from purelb_sm.kube.wire import utc_now
@@ -261,6 +263,9 @@ class Agent:
         electorate = self.table.place.electorate
         return frozenset(electorate.nodes) - electorate.draining - self.heartbeats.suspected - {self.table.place.node}
 
+    async def _announced_by(self, node: str) -> Collection[Address]:
+        return await read_announced(self._client, self._settings.install_namespace, node)
+
     def _meet(self) -> None:
         """Who may be heard is as our own subnets and the others' Leases say."""
         self.heartbeats.follow(self.upkeep.homes, self._roster.neighbours())
@@ -360,6 +365,7 @@ class Agent:
             group.create_task(self.upkeep.announcer.conflicts.run())
             group.create_task(self.heartbeats.run())
             group.create_task(self.drain.run())
+            group.create_task(self.upkeep.handover.run(self._announced_by, self.upkeep.touch))
             group.create_task(self._take_part())
             group.create_task(self._tell())
 
@@ -416,9 +422,10 @@ class Agent:
             return
         log.info("handing_over", held=len(self.upkeep.announcer.holdings))
         self._be_drained(Draining.STOPPING)
-        if not await _within(HAND_OVER_S, self.upkeep.handed_over()):
-            log.warning("not_all_handed_over", left=self.upkeep.handover.waiting)
-        else:
+        done = await _within(HAND_OVER_S, self.upkeep.handed_over())
+        if left := self.upkeep.handover.waiting:
+            log.warning("not_all_handed_over", left=left)
+        elif done:
             # A report that is on its way already must not be cut off: it would have to begin anew.
             await _within(REPORT_S, self.reports.flush())
 

@@ -18,12 +18,11 @@ from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.announce import Announcements
 from purelb_sm.domain.book import EventNote
 from purelb_sm.domain.draining import Draining
-from purelb_sm.domain.states import AnnouncementState
 from purelb_sm.domain.views import NodeView
 from purelb_sm.errors import KubeError
 from purelb_sm.kube.client import KubeClient
 from purelb_sm.kube.events import EventRecorder
-from purelb_sm.kube.reading import read_report
+from purelb_sm.kube.reading import read_announced
 
 log = structlog.get_logger(__name__)
 
@@ -130,17 +129,12 @@ class Drain:
         for node in sorted(self._others(), key=lambda node: (node not in self._reported, node)):
             if not missing:
                 break
-            found[node] = await self._announced_by(node) & remote
+            found[node] = await read_announced(self._client, self._namespace, node) & remote
             missing -= found[node]
         before, self._reported, self._asked = self._reported, found, True
         if found != before:
             self._changed(remote)
         self._wake()
-
-    async def _announced_by(self, node: str) -> frozenset[Address]:
-        report = await read_report(self._client, self._namespace, node)
-        addresses = report.addresses if report else ()
-        return frozenset(one.address for one in addresses if one.state is AnnouncementState.PRESENT)
 
 
 def note_of(node: str, kept: Collection[Address]) -> EventNote:

@@ -4,14 +4,19 @@ It says so in the annotation of a Service of the address, which a node writes af
 its neighbours have been told (see `telling`). Until then this node answers as before, but tells nobody of it any more:
 no gratuitous ARP, no annotation. So there is no moment in which nobody answers.
 
+That is a write for each Service, and of a thousand the last is long in coming. So an heir that is waited for longer is
+asked for its report as well, which tells of all that its kernel has at once.
+
 Invariant: no address waits for one and the same heir for longer than the bound, whatever the heir, the API server or
 our way to it do. What waits is held by two at most for that long, and by nobody only if the heir never took it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 
@@ -19,16 +24,25 @@ from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.announce import Announcements
 from purelb_sm.domain.announcing import holders_of
 from purelb_sm.domain.views import ServiceKey, ServiceView
+from purelb_sm.errors import KubeError
 
 log = structlog.get_logger(__name__)
 
 
+ASK_AFTER_S: Final = 1.0
+"""A report that an heir wrote before the wait began has been replaced by then: they come once a second."""
+ASK_EVERY_S: Final = 0.3
+
+
 @dataclass(slots=True)
 class _Wait:
-    """An address that we still hold for `heir`, until `end` on our clock at the latest."""
+    """An address that we still hold for `heir`, since `begun`, until `end` on our clock at the latest. `reported`: the
+    heir's report has it."""
 
     heir: str
+    begun: float
     end: float
+    reported: bool = False
     over: bool = False
 
 
@@ -58,6 +72,7 @@ class Handover:
         self._bound_s = bound_s
         self._may_wait = may_wait
         self._waits: dict[Address, _Wait] = {}
+        self._begun = asyncio.Event()
 
     # Handing.
 
@@ -69,8 +84,10 @@ class Handover:
             return False
         wait = self._waits.get(address)
         if wait is None or wait.heir != heir:
-            wait = self._waits[address] = _Wait(heir, self._clock() + self._bound_s)
-        if heir in self._named(address):
+            now = self._clock()
+            wait = self._waits[address] = _Wait(heir, now, now + self._bound_s)
+            self._begun.set()
+        if wait.reported or heir in self._named(address):
             self.given += not wait.over
             self.forget(address)
             return False
@@ -96,6 +113,36 @@ class Handover:
             holders = holders_of(view, self._table.addresses_of(key)) if view is not None else {}
             if address in holders:
                 found.add(holders[address].node)
+        return found
+
+    # What heirs report.
+
+    async def run(
+        self,
+        announced_by: Callable[[str], Awaitable[Collection[Address]]],
+        changed: Callable[[Iterable[Address]], None],
+    ) -> None:
+        """Asks what an heir announces by its report, for as long as addresses have waited long for it, until cancelled.
+        `changed` is told of those that need not wait any more."""
+        while True:
+            await self._begun.wait()
+            self._begun.clear()
+            while self.waiting:
+                await asyncio.sleep(ASK_EVERY_S)
+                try:
+                    changed(await self._ask(announced_by))
+                except KubeError as error:
+                    log.warning("reports_not_read", error=str(error))
+
+    async def _ask(self, announced_by: Callable[[str], Awaitable[Collection[Address]]]) -> list[Address]:
+        latest = self._clock() - ASK_AFTER_S
+        late = {a: wait for a, wait in self._waits.items() if wait.begun <= latest and not (wait.over or wait.reported)}
+        found: list[Address] = []
+        for heir in sorted({wait.heir for wait in late.values()}):
+            announced = await announced_by(heir)
+            found += [address for address, wait in late.items() if wait.heir == heir and address in announced]
+        for address in found:
+            late[address].reported = True
         return found
 
     # What the loop asks.

@@ -7,7 +7,9 @@ from typing import TypeVar
 import msgspec
 import structlog
 
+from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.reports import NodeReport, join_slices
+from purelb_sm.domain.states import AnnouncementState
 from purelb_sm.domain.views import LeaseView, ObjectView
 from purelb_sm.errors import InvalidInput
 from purelb_sm.kube.client import KubeClient
@@ -52,6 +54,13 @@ async def read_report(client: KubeClient, namespace: str, node: str) -> NodeRepo
     """What the node's agent reports; None where there is none, or none that can be read. Raises KubeError."""
     selector = f"{NODE_LABEL}={node}"
     return _joined(await list_once(client, NODE_ANNOUNCEMENT, namespace, label_selector=selector), node)
+
+
+async def read_announced(client: KubeClient, namespace: str, node: str) -> frozenset[Address]:
+    """The addresses that the node's agent reports to be in its kernel. Raises KubeError."""
+    report = await read_report(client, namespace, node)
+    addresses = report.addresses if report else ()
+    return frozenset(one.address for one in addresses if one.state is AnnouncementState.PRESENT)
 
 
 async def read_reports(client: KubeClient, namespace: str) -> dict[str, NodeReport]:

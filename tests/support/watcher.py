@@ -27,7 +27,7 @@ from purelb_sm.net import rtnetlink as nl
 from purelb_sm.net.ownership import ADDRESS_PROTOCOL
 from purelb_sm.net.rows import Entry, entry_of
 from purelb_sm.sandbox.cluster import Cluster
-from tests.support.invariants import Bounds, Record, Region, Span, Told, Violation, Wish, judge, report
+from tests.support.invariants import Bounds, Record, Region, Span, Told, Violation, Wish, judge, report, subtract
 from tests.support.notices import IFINFO, IFLA_ADDRESS, IFLA_IFNAME, RTM_DELLINK, RTM_NEWLINK, Kernel
 from tests.support.wiretap import Wire
 
@@ -177,7 +177,7 @@ class Watcher:
         """The nodes that hold it with our mark, by the notices of their kernels so far."""
         self._catch_up()
         with self._lock:
-            return sorted({s.node for s in self.record.spans[address] if s.until[0] == inf})
+            return self._holders(address)
 
     def announcements(self, address: Address, node: str, since: float = 0.0) -> list[float]:
         """When the node announced the address without being asked."""
@@ -192,6 +192,30 @@ class Watcher:
         with self._lock:
             ends = [e for s in self.record.spans[address] if s.node == node for e in (s.since[1], s.until[1])]
             return sum(since <= end < inf for end in ends)
+
+    def table(self) -> dict[Address, list[str]]:
+        """The holders of every address that has any."""
+        self._catch_up()
+        with self._lock:
+            return {address: nodes for address in self.record.spans if (nodes := self._holders(address))}
+
+    def unannounced(self, since: float) -> list[Address]:
+        """What a node holds and has announced to nobody since then without being asked."""
+        self._catch_up()
+        with self._lock:
+            told = {(a, t.node) for a, some in self.record.told.items() for t in some if t.at >= since and not t.asked}
+            return [a for a in self.record.spans for node in self._holders(a) if (a, node) not in told]
+
+    def gaps(self, since: float) -> dict[Address, list[Region]]:
+        """When since then surely nobody held an address that has been held at all, by the kernels' notices."""
+        self._catch_up()
+        with self._lock:
+            now = time.time()
+            found = {a: subtract([(since, now)], [s.possibly for s in spans]) for a, spans in self.record.spans.items()}
+        return {address: gaps for address, gaps in found.items() if gaps}
+
+    def _holders(self, address: Address) -> list[str]:
+        return sorted({span.node for span in self.record.spans[address] if span.until[0] == inf})
 
     def violations(self) -> list[Violation]:
         self._catch_up()

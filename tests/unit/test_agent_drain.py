@@ -195,12 +195,31 @@ async def test_an_heir_that_says_nothing_is_waited_for_no_longer_than_a_lease(la
         lab.kernels[other].refuse(ip_address(IP), KernelRefused(12))
     else:
         lab.cluster.server.faults.add(Fault("error", method="PATCH", path=r"/services/echo/status"))
+        lab.cluster.server.faults.add(Fault("error", method="GET", path=r"/nodeannouncements"))
     await lab.mark(node, HOW["annotation"])
     await says(lab, node, "drain")
     await lab.held_by(IP, *([] if why == "kernel" else [other]))
     assert lab.agents[node].agent.upkeep.handover.overdue == 1
     lab.kernels[other].refuse(ip_address(IP), None)
     await lab.held_by(IP, other)
+
+
+@pytest.mark.spec("C6", "C17")
+@pytest.mark.parametrize("how", ["drained", "stopped"])
+async def test_an_heir_that_cannot_write_to_the_service_in_time_is_believed_by_its_report(lab: Lab, how: str) -> None:
+    """A Lease is long enough here that only the report can end the wait."""
+    await lab.start("node1", "node2", lease_s=8.0)
+    await lab.allocated("echo", IP)
+    node = await settled(lab, "echo", IP)
+    seen, handover = lab.watched(IP), lab.agents[node].agent.upkeep.handover
+    lab.cluster.server.faults.add(Fault("error", method="PATCH", path=r"/services/echo/status"))
+    if how == "drained":
+        await lab.mark(node, HOW["annotation"])
+    else:
+        await lab.agents[node].terminate()
+    await lab.held_elsewhere(IP, node)
+    assert (handover.given, handover.overdue) == (1, 0)
+    seen.never_nobody()
 
 
 @pytest.mark.spec("C6", "D9")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from ipaddress import ip_address, ip_network
 
 import pytest
 
-from purelb_sm.agent.handover import Handover
+from purelb_sm.agent.handover import ASK_AFTER_S, Handover
 from purelb_sm.domain import names
+from purelb_sm.domain.addresses import Address
 from purelb_sm.domain.announce import Announcements, Groups, Place
 from purelb_sm.domain.announcing import Holder, render_announcing
 from purelb_sm.domain.election import Electorate
 from purelb_sm.domain.groups import parse_group
 from purelb_sm.domain.views import Ingress, ObjectView, ServiceKey, ServiceView
+from purelb_sm.errors import Unavailable
+from tests.support.virtual_time import run_virtual, virtual_clock
 
 LAN = ip_network("10.0.0.0/24")
 IP, OTHER = ip_address("10.0.0.7"), ip_address("10.0.0.8")
@@ -118,3 +123,98 @@ def test_only_another_nodes_word_makes_it_a_takeover() -> None:
     assert not node.handover.takes_over(IP)
     assert node.handover.takes_over(OTHER)
     assert not node.handover.takes_over(ip_address("10.0.0.9"))
+
+
+class Reports:
+    """What other nodes report in virtual time; who was asked, and when; and what the loop was told."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.announced: dict[str, list[Address]] = {}
+        self.asked: list[tuple[float, str]] = []
+        self.changed: list[Address] = []
+        self.failing = False
+
+    async def announced_by(self, node: str) -> Collection[Address]:
+        self.asked.append((virtual_clock(), node))
+        if self.failing:
+            raise Unavailable("503")
+        return self.announced.get(node, [])
+
+    def touch(self, addresses: Iterable[Address]) -> None:
+        self.changed += addresses
+
+    async def live(self, seconds: float) -> None:
+        for _ in range(round(seconds * 10)):
+            self.node.now = virtual_clock()
+            await asyncio.sleep(0.1)
+        self.node.now = virtual_clock()
+
+
+def reporting(play: Callable[[Node, Reports], Awaitable[None]]) -> None:
+    async def main() -> None:
+        node = Node("b")
+        reports = Reports(node)
+        task = asyncio.create_task(node.handover.run(reports.announced_by, reports.touch))
+        await asyncio.sleep(0)
+        node.now = virtual_clock()
+        await play(node, reports)
+        assert not task.done()
+        task.cancel()
+
+    run_virtual(main())
+
+
+@pytest.mark.spec("C17")
+def test_an_heir_that_is_long_in_writing_to_services_is_asked_for_its_report() -> None:
+    async def play(node: Node, reports: Reports) -> None:
+        reports.announced = {"b": [OTHER], "c": [IP]}
+        assert node.handover.keeps(IP)
+        await reports.live(3.0)
+        assert min(at for at, _ in reports.asked) >= ASK_AFTER_S, "an older one may be of the time before"
+        assert {who for _, who in reports.asked} == {"b"}, "nobody else is asked"
+        assert node.handover.keeps(IP), "what the heir does not report it does not have"
+        reports.announced["b"] = [OTHER, IP]
+        await reports.live(1.0)
+        assert reports.changed == [IP], "told once"
+        assert not node.handover.keeps(IP)
+        assert (node.handover.waiting, node.handover.given, node.handover.overdue) == (0, 1, 0)
+        asked = len(reports.asked)
+        await reports.live(3.0)
+        assert len(reports.asked) == asked, "while nothing waits nobody is asked"
+
+    reporting(play)
+
+
+@pytest.mark.spec("C17")
+def test_an_address_that_is_given_away_soon_costs_no_look_at_reports() -> None:
+    async def play(node: Node, reports: Reports) -> None:
+        for _ in range(3):
+            node.named(ip7="a", ip8="a")
+            assert node.handover.keeps(IP)
+            await reports.live(0.5)
+            node.named(ip7="b", ip8="a")
+            assert not node.handover.keeps(IP)
+            await reports.live(0.5)
+        assert reports.asked == []
+
+    reporting(play)
+
+
+@pytest.mark.spec("C17", "E2")
+def test_reports_that_cannot_be_read_are_asked_for_again_and_of_one_heir_count_not_for_the_next() -> None:
+    async def play(node: Node, reports: Reports) -> None:
+        reports.failing = True
+        assert node.handover.keeps(IP)
+        await reports.live(2.0)
+        reports.failing, reports.announced = False, {"b": [IP]}
+        node.live("c")
+        assert node.handover.keeps(IP)
+        await reports.live(2.0)
+        assert node.handover.keeps(IP)
+        node.live("b")
+        assert node.handover.keeps(IP), "the wait for this one has only begun"
+        await reports.live(2.0)
+        assert not node.handover.keeps(IP)
+
+    reporting(play)
