@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -10,7 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from purelb_sm.sandbox.apiserver import ApiServer, Fault, serve, write_kubeconfig
+from purelb_sm.sandbox.apiserver import ApiServer, Fault, lists, serve, write_kubeconfig
 from tests.api.sandbox_client import SERVICES, Api, running, service, started
 
 
@@ -56,6 +57,30 @@ class TestWatch:
         version = event["object"]["metadata"]["resourceVersion"]
         async with api.watch(f"{SERVICES}?resourceVersion={version}") as watch:
             assert await watch.take(1) == [("ADDED", "b")]
+
+    async def test_a_bookmark_says_nothing_of_what_happened_while_the_events_before_it_were_written(self) -> None:
+        server = ApiServer()
+        asked = {"allowWatchBookmarks": "true", "resourceVersion": str(server.store.rv)}
+        query = lists.parse(server.cluster, server.resource("v1", "Service"), None, "", asked, table=False)
+        watch = lists.Watch(server.cluster, query, bookmark_s=0.0)
+        watch.start()
+        batches = watch.batches(asyncio.Event())
+        seen: list[tuple[str, int]] = []
+
+        async def take() -> None:
+            for line in (await anext(batches)).splitlines():
+                event = json.loads(line)
+                seen.append((event["type"], int(event["object"]["metadata"]["resourceVersion"])))
+
+        for name in "abc":
+            # The reader is slow: this happens before it takes what follows the last one.
+            server.create(service(name))
+            await take()
+        while sum(kind == "ADDED" for kind, _ in seen) < 3:
+            await take()
+        for index, (kind, version) in enumerate(seen):
+            later = [v for k, v in seen[index + 1 :] if k != "BOOKMARK"]
+            assert kind != "BOOKMARK" or all(v > version for v in later), seen
 
     async def test_no_bookmark_comes_unasked(self, api: Api) -> None:
         async with api.watch(f"{SERVICES}?timeoutSeconds=1&fieldSelector=metadata.name=none") as watch:

@@ -219,7 +219,7 @@ class Watch:
             return b""
         first = b"".join(self._line(ADDED, e) for e in selected(self._cluster, query))
         if query.initial and query.bookmarks:
-            first += self._bookmark(_INITIAL_END)
+            first += self._bookmark(_INITIAL_END, store.rv)
         return first
 
     def stop(self) -> None:
@@ -232,12 +232,14 @@ class Watch:
         next_bookmark = loop.time() + self._bookmark_s
         while (left := end - loop.time()) > 0 and not ending.is_set() and not self._watcher.overrun:
             seen = await self._watcher.next(min(left, max(0.0, next_bookmark - loop.time())))
+            # What happens while these are written is not in them.
+            version = self._cluster.store.rv
             if seen:
                 yield b"".join(self._line(type_, entry) for type_, entry in seen)
             if loop.time() >= next_bookmark:
                 next_bookmark = loop.time() + self._bookmark_s
                 if self._query.bookmarks:
-                    yield self._bookmark({})
+                    yield self._bookmark({}, version)
 
     def _line(self, type_: str, entry: Entry) -> bytes:
         if not self._query.table:
@@ -250,9 +252,9 @@ class Watch:
         self._columns_sent = True
         return line(type_, encode(shown))
 
-    def _bookmark(self, annotations: dict[str, str]) -> bytes:
+    def _bookmark(self, annotations: dict[str, str], version: int) -> bytes:
         resource = self._query.resource
-        meta: JSON = {"resourceVersion": str(self._cluster.store.rv)}
+        meta: JSON = {"resourceVersion": str(version)}
         if annotations:
             meta["annotations"] = annotations
         obj: JSON = {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": meta}

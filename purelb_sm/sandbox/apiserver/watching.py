@@ -7,6 +7,7 @@ watcher that does not keep up is cut off, as by a real server, and has to list a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 
@@ -71,11 +72,10 @@ class Watcher:
     async def next(self, timeout_s: float) -> list[Seen]:
         """All that has happened since the last call, or nothing when `timeout_s` has passed."""
         if not self._queue and not self.overrun:
-            try:
+            # Something may have happened at the very end of that time.
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     await self._wake.wait()
-            except TimeoutError:
-                return []
         self._wake.clear()
         seen = list(self._queue)
         self._queue.clear()
