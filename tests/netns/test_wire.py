@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, closing
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,18 @@ async def test_a_local_address_is_shown_with_lifetime_flags_and_our_mark(
     assert seen["prefixlen"] == (24 if address.version == 4 else 64)
     if address.version == 6:
         assert seen["nodad"] is True
+
+
+@pytest.mark.spec("C3")
+@pytest.mark.parametrize("address", [V4, V6])
+async def test_a_preferred_lifetime_of_its_own_is_what_the_kernel_shows(
+    cluster: Cluster, kernel: Kernel, address: IPAddress
+) -> None:
+    assert await kernel.apply([replace(local(address), preferred_s=100)], []) == {address: None}
+    seen = shown(cluster.namespace_of("node1"), address)
+    assert seen is not None
+    assert 90 <= seen["preferred_life_time"] <= 100
+    assert 290 <= seen["valid_life_time"] <= 300
 
 
 @pytest.mark.spec("C3")

@@ -129,7 +129,10 @@ async def test_the_lbnodeagent_decides_interface_lifetime_and_frames(lab: Lab) -
         localInterface="^eth",
         dummyInterface="ext0",
         garpConfig={"enabled": False},
-        addressConfig={"localInterface": {"validLifetime": 600}, "dummyInterface": {"validLifetime": 900}},
+        addressConfig={
+            "localInterface": {"validLifetime": 600, "preferredLifetime": 60},
+            "dummyInterface": {"validLifetime": 900},
+        },
     )
     (node,) = await lab.start("node1")
     await lab.allocated("echo", IP)
@@ -140,6 +143,8 @@ async def test_the_lbnodeagent_decides_interface_lifetime_and_frames(lab: Lab) -
     assert 590 <= (held[ip_address(IP)].valid_s or 0) <= 600
     assert held[ip_address(REMOTE)].interface == "ext0"
     assert 890 <= (held[ip_address(REMOTE)].valid_s or 0) <= 900
+    asked = {(str(one.address), one.preferred_s) for adds, _ in node.kernel.applied for one in adds}
+    assert asked == {(IP, 60), (REMOTE, None)}
     config(lab, localInterface="default")
     await eventually(lambda: node.agent.ledger.get(ip_address(IP), INTERFACE))
     await eventually(lambda: node.agent.ledger.get(ip_address(REMOTE), "kube-lb0"))
@@ -405,6 +410,7 @@ async def test_the_report_holds_what_the_kernel_holds_and_how_it_came_to_it(lab:
         (1, "add", "absent", "adding"),
         (2, "added", "adding", "present"),
     ]
+    assert entry.since == report.transitions[-1].at, "since it is in this state"
     lab.cluster.delete_service("echo")
     last = await eventually(lambda: (r := report_of(lab, "node1")) and not r.addresses and r)
     assert [(t.seq, t.trigger) for t in last.transitions[2:]] == [(3, "remove"), (4, "removed")]
@@ -555,7 +561,8 @@ async def test_an_address_removed_by_hand_is_back_and_counted(lab: Lab) -> None:
     node.kernel.remove_by_hand(ip_address(IP), INTERFACE)
     await eventually(lambda: node.announced(IP) == 6)
     assert await lab.holders(IP) == ["node1"]
-    assert node.agent.upkeep.announcer.holdings.counters.vanished == 1
+    counted = {metric.name: metric.samples[0].value for metric in node.agent.metrics.registry.collect()}
+    assert counted["purelb_lbnodeagent_address_vanished"] == 1
     moves = [t.trigger for t in node.agent.ledger.report().transitions]
     assert moves == ["add", "added", "found_absent", "add", "added"]
 
