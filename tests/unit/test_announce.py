@@ -91,6 +91,19 @@ def test_a_local_address_goes_on_the_interface_of_its_subnet_with_its_prefix_and
     }
 
 
+@pytest.mark.spec("C2", "C3")
+@pytest.mark.parametrize("reverse", [False, True])
+def test_of_several_subnets_with_the_address_the_narrowest_is_taken_and_of_equal_ones_the_first(reverse: bool) -> None:
+    narrow = ip_network("172.30.250.48/28")
+    own = [("wide0", LAN), ("narrow0", narrow), ("narrow1", narrow), ("lan6", LAN6)]
+    own = own[::-1] if reverse else own
+    where = place(live={"a": (LAN, narrow, LAN6)}, subnets=tuple(own))
+    found = verdicts(where, service("s", "172.30.250.53", "2001:db8:30::8001"))
+    shown = {str(address): (one.interface, one.prefix_length) for address, one in found.items()}
+    first = "narrow1" if reverse else "narrow0"
+    assert shown == {"172.30.250.53": (first, 28), "2001:db8:30::8001": ("lan6", 64)}
+
+
 @pytest.mark.spec("C20")
 @pytest.mark.parametrize("probe", [False, True])
 @pytest.mark.parametrize("skip", [None, False, True])
