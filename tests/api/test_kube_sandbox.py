@@ -127,6 +127,7 @@ async def test_what_was_published_can_be_taken_back() -> None:
         assert (after.ingress, after.annotations, after.conditions) == ((), {}, ())
 
 
+@pytest.mark.spec("C9")
 async def test_a_write_decided_by_an_old_version_is_a_conflict() -> None:
     async with cluster() as (server, client):
         server.create(service_object("echo"))
