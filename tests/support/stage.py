@@ -16,7 +16,7 @@ from purelb_sm.domain import names
 from purelb_sm.domain.addresses import Address
 from purelb_sm.kube.client import MERGE_PATCH
 from purelb_sm.kube.resources import LEASES, NODE_ANNOUNCEMENTS, SERVICES
-from purelb_sm.sandbox.launcher import Sandbox
+from purelb_sm.sandbox.launcher import Sandbox, contents
 from purelb_sm.sandbox.launcher.product import AGENT_WEB
 from tests.support.invariants import Bounds
 from tests.support.watcher import Watcher
@@ -48,14 +48,13 @@ class Stage:
     async def allocated(self, name: str, *addresses: Address, group: str = "default", port: int = 80) -> None:
         """A Service as the allocator leaves it."""
         annotations = {names.ALLOCATED_BY: names.BRAND, names.ALLOCATED_FROM: group}
-        await self.sandbox.apply(
-            {
-                "apiVersion": "v1",
-                "kind": "Service",
-                "metadata": {"name": name, "namespace": NAMESPACE, "annotations": annotations},
-                "spec": {"type": "LoadBalancer", "ports": [{"port": port, "protocol": "TCP", "targetPort": 8080}]},
-            }
-        )
+        service = {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": name, "namespace": NAMESPACE, "annotations": annotations},
+            "spec": {"type": "LoadBalancer", "ports": [{"port": port, "protocol": "TCP", "targetPort": 8080}]},
+        }
+        await contents.apply(self.sandbox.client, SERVICES.path(name, NAMESPACE), service)
         body = {"status": {"loadBalancer": {"ingress": [{"ip": str(a), "ipMode": "VIP"} for a in addresses]}}}
         path = SERVICES.path(name, NAMESPACE, "status")
         await self.sandbox.client.request("PATCH", path, body=body, content_type=MERGE_PATCH)
