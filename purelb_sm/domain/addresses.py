@@ -192,7 +192,7 @@ def parse_network(text: str) -> Network:
 
 def _parse_cidr(text: str) -> tuple[AddressRange, str | None]:
     address_text, _, length = text.partition("/")
-    start = parse_ip(address_text.strip())
+    start = parse_ip(address_text)
     if not (length.isascii() and length.isdigit()) or (len(length) > 1 and length[0] == "0"):
         raise InvalidAddress(text, "the prefix length is not a number")
     bits = family_of(start).bits

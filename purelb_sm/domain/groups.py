@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import pairwise
@@ -66,7 +66,8 @@ class Group:
     Service one address from each range, `balance_pools` one from the range with the fewest in use; never both.
     `shares_across_namespaces`: a sharing key means the same in every namespace (A15).
     `skip_ipv6_dad`: nobody asks whether a foreign host uses an IPv6 address before it is announced.
-    `conflict` is what it and other groups leave open between them, in a sentence.
+    `conflict` is what it and other groups leave open between them, in a sentence. `fields` are where in the object its
+    pools are written.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Group:
     skip_ipv6_dad: bool = False
     conflict: str = ""
     warnings: tuple[str, ...] = ()
+    fields: tuple[str, ...] = field(default=(), compare=False)
 
     def pools_of(self, family: Family) -> tuple[Pool, ...]:
         return tuple(pool for pool in self.pools if pool.family is family)
@@ -126,6 +128,7 @@ def parse_group(view: ObjectView) -> Group:
         # Routed addresses are on an interface without neighbours: whoever else has one, a router decides.
         skip_ipv6_dad=kind == "remote" or read_flag("spec.local.skipIPv6DAD", body.get("skipIPv6DAD")),
         warnings=tuple(warnings),
+        fields=tuple(where for where, _ in pools),
     )
 
 
@@ -147,9 +150,11 @@ def accept_groups(
             accepted[group.name] = group
             taken.add(group)
         else:
-            mine, theirs, other = clash
+            number, theirs, other = clash
             refused[group.name] = InvalidGroup(
-                "spec", str(mine.range), f"overlaps {theirs.range} of ServiceGroup {other}"
+                group.fields[number],
+                str(group.pools[number].range),
+                f"overlaps {theirs.range} of ServiceGroup {other}",
             )
     conflicts = Bindings(accepted).conflicts()
     told = {name: replace(group, conflict=conflicts.get(name, "")) for name, group in accepted.items()}
@@ -162,11 +167,12 @@ class _Taken:
     def __init__(self) -> None:
         self._pools: list[tuple[Pool, str]] = []
 
-    def first_clash(self, group: Group) -> tuple[Pool, Pool, str] | None:
-        for pool in group.pools:
+    def first_clash(self, group: Group) -> tuple[int, Pool, str] | None:
+        """Which of the group's pools, with which pool of which group."""
+        for number, pool in enumerate(group.pools):
             index = bisect_right(self._pools, _place(pool.range.last), key=lambda one: _place(one[0].range.first)) - 1
             if index >= 0 and pool.range.overlaps(self._pools[index][0].range):
-                return pool, *self._pools[index]
+                return number, *self._pools[index]
         return None
 
     def add(self, group: Group) -> None:
@@ -208,14 +214,14 @@ def _pools(path: str, body: Mapping[str, Any]) -> tuple[list[tuple[str, Pool]], 
     """All pools in the order: v4pools, v6pools, v4pool, v6pool, and v1's own subnet/pool/aggregation."""
     found: list[tuple[str, Pool]] = []
     warnings: list[str] = []
-    for field, family in (("v4pools", Family.IPV4), ("v6pools", Family.IPV6)):
-        for index, item in enumerate(read_list(f"{path}.{field}", body.get(field))):
-            where = f"{path}.{field}[{index}]"
+    for name, family in (("v4pools", Family.IPV4), ("v6pools", Family.IPV6)):
+        for index, item in enumerate(read_list(f"{path}.{name}", body.get(name))):
+            where = f"{path}.{name}[{index}]"
             found.append((where, _pool(where, read_mapping(where, item), family, warnings)))
-    for field, family in (("v4pool", Family.IPV4), ("v6pool", Family.IPV6)):
-        if body.get(field) is not None:
-            where = f"{path}.{field}"
-            found.append((where, _pool(where, read_mapping(where, body[field]), family, warnings)))
+    for name, family in (("v4pool", Family.IPV4), ("v6pool", Family.IPV6)):
+        if body.get(name) is not None:
+            where = f"{path}.{name}"
+            found.append((where, _pool(where, read_mapping(where, body[name]), family, warnings)))
     if body.get("pool") is not None:
         found.append((path, _pool(path, body, None, warnings)))
     if len(found) > MAX_POOLS:
@@ -250,12 +256,17 @@ def _subnet(where: str, text: str) -> Network:
 
 
 def _aggregation(where: str, value: object, subnet: Network) -> int:
-    """`default` (or nothing) is the subnet's own prefix length; `/N` or `N` within the family is taken."""
+    """`default` (or nothing) is the subnet's own prefix length; `/N` or `N` within the family is taken.
+
+    Never 0: with an address of that length on a node, its kernel takes every host there is for a neighbour.
+    """
+    bits = family_of(subnet).bits
     if value is None or value in ("default", ""):
+        if subnet.prefixlen == 0:
+            raise InvalidGroup(where, value, f"must be /N or N, from 1 to {bits}, as the subnet is all of {subnet}")
         return subnet.prefixlen
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     digits = text.removeprefix("/") if isinstance(text, str) else ""
-    bits = family_of(subnet).bits
     if not (digits.isascii() and digits.isdigit() and len(digits) <= 3 and 1 <= int(digits) <= bits):
         raise InvalidGroup(where, value, f"must be default, /N or N, from 1 to {bits}")
     return int(digits)

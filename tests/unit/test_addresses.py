@@ -82,13 +82,20 @@ def test_a_cidr_with_host_bits_starts_where_it_is_written_and_says_so() -> None:
         "10.0.0.0/33",
         "10.0.0.0/-1",
         "10.0.0.0/024",
+        "10.0.0.0 /24",
+        "10.0.0.0/ 24",
+        "10.0.0.0/٢٤",
+        "fd00:: /64",
+        "fd00::/64%eth0",
+        "10.0.0.1-::ffff:10.0.0.9",
         "a-b",
         "10.0.0.1-10.0.0.2-10.0.0.3",
     ],
 )
 def test_a_range_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(InvalidAddress):
-        parse_range(text)
+    for parse in (parse_range, parse_network):
+        with pytest.raises(InvalidAddress):
+            parse(text)
 
 
 def test_a_subnet_has_no_host_bits() -> None:

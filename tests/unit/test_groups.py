@@ -65,6 +65,18 @@ def test_another_aggregation_refuses_the_group_by_name(value: object) -> None:
         group("g", v4(SUBNET, aggregation=value))
 
 
+@pytest.mark.spec("A7", "A8")
+@pytest.mark.parametrize("value", [None, "default"])
+@pytest.mark.parametrize(("family", "subnet", "pool"), [("4", "0.0.0.0/0", "10.0.0.0/24"), ("6", "::/0", "fd00::/64")])
+def test_the_prefix_of_all_addresses_is_none_for_a_node(family: str, subnet: str, pool: str, value: object) -> None:
+    """A remote address with it would make a node look for the whole Internet on its own interface."""
+    item = {"subnet": subnet, "pool": pool, "aggregation": value}
+    with pytest.raises(InvalidGroup, match=rf"v{family}pools\[0\]\.aggregation.* as the subnet is all of"):
+        group("g", {"remote": {f"v{family}pools": [item]}})
+    read = group("g", {"remote": {f"v{family}pools": [item | {"aggregation": "/32"}]}})
+    assert read.pools[0].prefix_length == 32
+
+
 @pytest.mark.spec("A6", "A8", "E1")
 @pytest.mark.parametrize(
     ("spec", "field"),
@@ -86,6 +98,8 @@ def test_another_aggregation_refuses_the_group_by_name(value: object) -> None:
         (v4("fd00::/64", "fd00::/64"), "spec.local.v4pools[0].pool"),
         ({"local": {"v6pools": [{"subnet": SUBNET, "pool": SUBNET}]}}, "spec.local.v6pools[0].pool"),
         (v4(SUBNET, "172.31.1.5/24"), "spec.local.v4pools[0].subnet"),
+        (v4(SUBNET, "172.31.1.0 /24"), "spec.local.v4pools[0].subnet"),
+        (v4(SUBNET, "172.31.1.0-172.31.1.255"), "spec.local.v4pools[0].subnet"),
         (v4("224.0.0.0/24", "224.0.0.0/24"), "spec.local.v4pools[0].pool"),
         (v4("127.0.0.0/24", "127.0.0.0/24"), "spec.local.v4pools[0].pool"),
         (v4("0.0.0.0/24", "0.0.0.0/24"), "spec.local.v4pools[0].pool"),
@@ -125,12 +139,14 @@ def test_v2_has_exactly_one_kind_and_v1_leaves_the_kind_to_the_agents() -> None:
 @pytest.mark.spec("A8")
 def test_of_groups_that_overlap_the_older_is_used_and_the_other_names_it() -> None:
     old = group("old", pools("172.31.1.0/24"), created=NOW)
-    nested = group("nested", pools("172.31.1.16/28"), created=NOW + timedelta(seconds=1))
+    nested = group("nested", pools("172.31.3.0/24", "172.31.1.16/28"), created=NOW + timedelta(seconds=1))
     apart = group("apart", pools("172.31.2.0/24"), created=NOW + timedelta(seconds=2))
     for order in ([old, nested, apart], [apart, nested, old]):
         accepted, refused = accept_groups(order, {})
         assert set(accepted) == {"old", "apart"}
-        assert "ServiceGroup old" in str(refused["nested"])
+        assert str(refused["nested"]) == (
+            "spec.local.v4pools[1]: '172.31.1.16-172.31.1.31': overlaps 172.31.1.0-172.31.1.255 of ServiceGroup old"
+        )
 
 
 @pytest.mark.spec("A8")
