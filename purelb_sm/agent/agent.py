@@ -24,7 +24,7 @@ from purelb_sm.agent.drain import Drain
 from purelb_sm.agent.endpoints import ServiceEndpoints
 from purelb_sm.agent.handover import Handover
 from purelb_sm.agent.heartbeats import Heartbeats
-from purelb_sm.agent.intake import ConfigReader, GroupReader, Watches
+from purelb_sm.agent.intake import ConfigReader, GroupReader, Watches, ready
 from purelb_sm.agent.ledger import Ledger, Where
 from purelb_sm.agent.metrics import AgentMetrics
 from purelb_sm.agent.roster import Roster
@@ -214,7 +214,7 @@ class Agent:
         self.upkeep.touch(address for key in keys for address in self.table.endpoints_moved(key))
 
     def _groups_changed(self, change: Change, old: ObjectView | None, new: ObjectView | None) -> None:
-        if old is None or new is None or (old.spec, old.api_version) != (new.spec, new.api_version):
+        if old is None or new is None or _meaning(old) != _meaning(new):
             self._groups = None
             self.upkeep.move()
 
@@ -428,6 +428,11 @@ class Agent:
         elif done:
             # A report that is on its way already must not be cut off: it would have to begin anew.
             await _within(REPORT_S, self.reports.flush())
+
+
+def _meaning(group: ObjectView) -> tuple[object, ...]:
+    """What of a ServiceGroup decides anything here: its numbers change with every Service."""
+    return group.spec, group.api_version, ready(group)
 
 
 async def _ended(work: asyncio.Future[None]) -> None:

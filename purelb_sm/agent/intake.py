@@ -5,7 +5,7 @@ An object that cannot be read concerns nobody but itself. Nothing here decides; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -111,10 +111,23 @@ class Watches:
         return all(reflector.synced.is_set() for reflector in self.all())
 
 
+def ready(view: ObjectView) -> bool | None:
+    """Whether the allocator uses the ServiceGroup as it is written now; None where it has not said so."""
+    status = view.status if isinstance(view.status, Mapping) else {}
+    conditions = status.get("conditions")
+    if status.get("observedGeneration") != view.generation or not isinstance(conditions, list):
+        return None
+    found = [c.get("status") for c in conditions if isinstance(c, Mapping) and c.get("type") == "Ready"]
+    return found[0] == "True" if found else None
+
+
 class GroupReader:
     """ServiceGroups as they are accepted, with a memory: one that has become unreadable is used as it last was.
 
     Its Services still live on it, and a slip of the pen must not silence them. What was never readable is unusable.
+
+    Of groups that overlap it uses the one that the allocator says it uses: which that is depends on what was there
+    before, and an agent that was started later does not remember that.
     """
 
     def __init__(self) -> None:
@@ -122,7 +135,7 @@ class GroupReader:
         self._accepted: dict[str, tuple[Pool, ...]] = {}
         self._told: dict[str, str] = {}
 
-    def read(self, views: Iterable[ObjectView]) -> Groups:
+    def read(self, views: Collection[ObjectView]) -> Groups:
         good: dict[str, Group] = {}
         problems: dict[str, str] = {}
         for view in views:
@@ -130,14 +143,29 @@ class GroupReader:
                 good[view.name] = parse_group(view)
             except InvalidGroup as error:
                 problems[view.name] = str(error)
-                if view.name in self._good:
-                    good[view.name] = self._good[view.name]
-        accepted, refused = accept_groups(good.values(), self._accepted)
+            except Exception:
+                # A mistake of ours must not cost the other groups, nor this node all that it announces.
+                log.exception("group_not_understood", group=view.name)
+                problems[view.name] = "cannot be read"
+            if view.name in problems and view.name in self._good:
+                good[view.name] = self._good[view.name]
+        accepted, refused = accept_groups(good.values(), self._accepted_before(views, good))
         problems |= {name: str(error) for name, error in refused.items()}
         self._good = good
         self._accepted = {name: group.pools for name, group in accepted.items()}
         self._tell(problems)
         return Groups(accepted.values(), unusable=problems.keys() - accepted.keys())
+
+    def _accepted_before(self, views: Iterable[ObjectView], good: Mapping[str, Group]) -> dict[str, tuple[Pool, ...]]:
+        """What we accepted, but for the groups of which the allocator has said whether it does."""
+        before = dict(self._accepted)
+        for view in views:
+            said = ready(view)
+            if said is False:
+                before.pop(view.name, None)
+            elif said and view.name in good:
+                before[view.name] = good[view.name].pools
+        return before
 
     def _tell(self, problems: dict[str, str]) -> None:
         for name, why in problems.items():

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from purelb_sm.agent import intake
 from purelb_sm.domain import names
+from purelb_sm.domain.groups import parse_group as real_parse_group
 from purelb_sm.domain.reports import parse_report
 from purelb_sm.domain.views import ObjectView
 from purelb_sm.kube.client import MERGE_PATCH
@@ -31,6 +33,7 @@ ROUTED: JSON = {
     "metadata": {"name": "routed", "namespace": "purelb-system"},
     "spec": {"remote": {"v4pools": [{"subnet": "172.31.1.0/24", "pool": "172.31.1.0/24", "aggregation": "/32"}]}},
 }
+NOON = "2026-11-23T12:00:00Z"
 IP, IP6, REMOTE = "172.30.250.53", "fd30:250::53", "172.31.1.225"
 
 
@@ -105,6 +108,42 @@ async def test_a_group_that_cannot_be_read_and_a_service_that_makes_no_sense_blo
     await lab.allocated("echo", IP)
     await lab.held_by(IP, "node1")
     await lab.held_by("172.30.250.70", "node1")  # In the group default, whatever its annotation says.
+
+
+@pytest.mark.spec("E1", "A8")
+async def test_a_group_that_makes_us_stumble_costs_no_other_and_nobody_who_lives_on_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parse_group(view: Any) -> Any:
+        if view.spec.get("namespaces") == ["odd"]:
+            raise TypeError("nobody thought of this")
+        return real_parse_group(view)
+
+    monkeypatch.setattr(intake, "parse_group", parse_group)
+    await lab.start("node1")
+    await lab.allocated("echo", IP)
+    await lab.held_by(IP, "node1")
+    await patch(lab, group_path("default"), {"spec": {"namespaces": ["odd"]}})
+    await lab.allocated("later", REMOTE, group="routed")
+    await lab.held_by(REMOTE, "node1")
+    await lab.held_by(IP, "node1")
+
+
+@pytest.mark.spec("A8", "C2")
+async def test_of_groups_that_overlap_the_agents_use_the_one_that_the_allocator_uses(lab: Lab) -> None:
+    """The older one was edited onto the younger one: an agent that was not there then would take the older."""
+    pool = {"subnet": "172.31.1.0/24", "pool": "172.31.1.0/24"}
+    await patch(lab, group_path("default"), {"spec": {"local": {"v4pools": [pool]}}})
+    await lab.start("node1")
+    await lab.allocated("routed", REMOTE, group="routed")
+    await lab.allocated("six", IP6)
+    await lab.held_by(IP6, "node1")
+    assert await lab.holders(REMOTE) == []
+    for name, generation, status in (("default", 2, "False"), ("routed", 1, "True")):
+        conditions = [{"type": "Ready", "status": status, "reason": "x", "message": "", "lastTransitionTime": NOON}]
+        told = {"observedGeneration": generation, "conditions": conditions}
+        await patch(lab, group_path(name) + "/status", {"status": told})
+    await lab.held_by(REMOTE, "node1")
 
 
 async def test_a_slip_in_a_group_silences_nobody_who_lives_on_it(lab: Lab) -> None:
