@@ -22,13 +22,15 @@ def set_keys(request: Request, kept: Sequence[BookedAllocation]) -> list[Action]
 
 
 def set_ports(view: ServiceView, kept: Sequence[BookedAllocation], world: World) -> list[Action]:
-    """The book follows the ports of the Service, where no other has them."""
-    ports = usable_ports(view)
-    return [
-        SetPorts(view.key, view.uid, a.id, a.address, ports)
-        for a in kept
-        if a.ports is not None and a.ports != port_keys(ports) and not clashes(view, [a], world)
-    ]
+    """The book follows the ports of the Service: it has those that no other has. What it does not want any more is
+    given up even if it cannot have what it wants: two that exchange their ports would wait for each other for ever."""
+    found: list[Action] = []
+    for a in kept:
+        taken = world.shared.clash(a.address, port_keys(usable_ports(view)), view.uid)
+        ports = tuple(port for port in usable_ports(view) if (port.protocol, port.port) not in taken)
+        if a.ports is not None and a.ports != port_keys(ports):
+            found.append(SetPorts(view.key, view.uid, a.id, a.address, ports))
+    return found
 
 
 def clashes(view: ServiceView, kept: Sequence[BookedAllocation], world: World) -> list[Obstacle]:

@@ -304,13 +304,14 @@ def sort_by_key(
     """(kept, leaving) of what a Service has, by the sharing key that it has now.
 
     Who has an address alone keeps it under any key, but for one who changed from a key to another whose address there
-    is. Who has it with others, under another key, leaves it to them.
+    is. Who has it with others, under another key, leaves it to them; and it stays left when they have gone meanwhile.
     """
+    moved = {allocation.family for allocation in kept if allocation.sharing_key == wanted}
     staying: list[BookedAllocation] = []
     leaving: list[BookedAllocation] = []
     for allocation in kept:
         before = allocation.sharing_key
-        leaves = before != wanted and shared.others(allocation.address, uid)
+        leaves = before != wanted and (allocation.family in moved or shared.others(allocation.address, uid))
         if not leaves and before is not None and wanted is not None and before != wanted:
             group = groups.get(allocation.group)
             mine = {a.address for a in kept}

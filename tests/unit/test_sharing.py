@@ -287,6 +287,22 @@ def test_a_clash_ends_when_the_other_goes(office: Office) -> None:
 
 
 @pytest.mark.spec("A15")
+@pytest.mark.parametrize("order", list(permutations("abc")))
+def test_services_that_exchange_their_ports_do_not_wait_for_each_other(office: Office, order: tuple[str, ...]) -> None:
+    for name, port in zip("abc", ("80", "81", "82"), strict=True):
+        office.create(name, "K", port)
+    office.settle(*"abc")
+    for name, port in zip("abc", ("81", "82", "80"), strict=True):
+        office.edit(name, ports=ports(port))
+    office.settle(*order)
+    assert [(office.shown(name), office.refusal(name)) for name in "abc"] == [([ONE], "")] * 3
+    office.create("d", "K", "80", "82")
+    office.settle("d")
+    assert office.refusal("d") == "PortConflict"
+    assert all(made.silent for made in office.plan(*"abcd"))
+
+
+@pytest.mark.spec("A15")
 def test_ports_are_followed_while_another_wish_is_refused(office: Office) -> None:
     office.create("a", "K", "80")
     office.settle("a")
@@ -328,6 +344,39 @@ def test_a_key_taken_away_from_one_of_several_moves_it(office: Office) -> None:
     office.create("c", "K", "80")
     office.settle("c")
     assert office.shown("c") == [ONE]
+
+
+@pytest.mark.spec("A15")
+@pytest.mark.parametrize("order", list(permutations("abc")))
+@pytest.mark.parametrize("key", ["L", None])
+def test_all_who_share_an_address_change_their_key_at_once_and_each_has_one_address(
+    office: Office, key: str | None, order: tuple[str, ...]
+) -> None:
+    """Each leaves it to the others, and finds itself alone with it when it has moved."""
+    for name, port in zip("abc", ("80", "81", "82"), strict=True):
+        office.create(name, "K", port)
+    office.settle(*"abc")
+    for name in "abc":
+        office.rekey(name, key)
+    office.settle(*order)
+    assert [len(office.shown(name)) for name in "abc"] == [1, 1, 1]
+    assert len({office.shown(name)[0] for name in "abc"}) == (1 if key else 3)
+    assert all(made.silent for made in office.plan(*"abc"))
+
+
+@pytest.mark.spec("A15")
+def test_a_change_of_key_that_is_taken_back_half_way_leaves_one_address(office: Office) -> None:
+    office.create("a", "K", "80")
+    office.create("b", "K", "81")
+    office.settle("a", "b")
+    office.rekey("b", "L")
+    office.plan("b")
+    assert office.shown("b") == [TWO]
+    office.rekey("b", "K")
+    office.settle("b")
+    assert office.shown("b") == [ONE]
+    office.release()
+    assert office.who_has(ip_address(TWO)) == []
 
 
 @pytest.mark.spec("A15")
