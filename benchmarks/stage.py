@@ -122,7 +122,7 @@ class Stage:
     async def allocator(self, *, ready: bool = True, **env: str) -> Process:
         """The product, as a Deployment would run it; `ready`: once it leads and has looked at everything."""
         arguments = ["purelb_sm", "allocator", "--kubeconfig", str(self.kubeconfig), "--database", self.database]
-        arguments += ["--install-namespace", INSTALL_NAMESPACE, "--class", CLASS, "--no-default-class"]
+        arguments += ["--install-namespace", INSTALL_NAMESPACE, "--class", CLASS, "--default-class=false"]
         # A container that is started again has the same name and process id; so it takes its own Lease up at once.
         arguments += ["--identity", "benchmark", "--web-port", "0"]
         # There are no agents here, and that is not to be told of each Service.

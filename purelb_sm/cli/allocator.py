@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -27,7 +27,7 @@ def allocator(
     database: Annotated[str | None, typer.Option(help="SQLAlchemy URL of the book (or PURELB_DATABASE)")] = None,
     class_: Annotated[str | None, typer.Option("--class", help="the spec.loadBalancerClass we serve")] = None,
     default_class: Annotated[
-        bool | None, typer.Option("--default-class/--no-default-class", help="serve Services without a class too")
+        Literal["true", "false"] | None, typer.Option(help="serve Services without a class too")
     ] = None,
     install_namespace: Annotated[str | None, typer.Option(help="namespace of Leases, groups and reports")] = None,
     cluster_name: Annotated[str | None, typer.Option(help="name of this cluster in the book")] = None,

@@ -91,7 +91,7 @@ def unknown_story(key: ServiceKey, seen: Seen | None) -> Story:
         why = f"its loadBalancerClass {view.load_balancer_class} names another controller"
         changes = f"loadBalancerClass {names.LOAD_BALANCER_CLASS}, which only a new Service can have"
     else:
-        why = "the allocator has not booked it: it is down, away from its database, or was told --no-default-class"
+        why = "the allocator has not booked it: it is down, away from its database, or was told --default-class=false"
         changes = "a look at the allocator's log and its /readyz"
     return Story(key, view.uid, "not in the book", None, "", why, changes, "")
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from purelb_sm.cli import main
+from purelb_sm.cli import allocator, logs, main
 from purelb_sm.cli.settings_page import PREFIX, VERBS, flags, page, variable
 from purelb_sm.domain.agent_config import DEFAULT_CONFIG
 from purelb_sm.settings import AllocatorSettings, ClusterSettings
@@ -34,6 +35,30 @@ def test_every_setting_is_read_from_the_variable_that_the_table_names(monkeypatc
     monkeypatch.setenv("CLASS", "somebody-elses")
     settings = AllocatorSettings.model_validate({})
     assert (settings.load_balancer_class, settings.web_port) == ("example.com/lb", 7999)
+
+
+@pytest.mark.spec("A12")
+@pytest.mark.parametrize(
+    ("given", "class_", "default_class"),
+    [
+        ([], "purelb.io/purelb", True),
+        (["--default-class=false"], "purelb.io/purelb", False),
+        (["--class", "example.com/lb", "--default-class=true"], "example.com/lb", True),
+    ],
+)
+def test_flags_say_which_services_are_served(
+    monkeypatch: pytest.MonkeyPatch, given: list[str], class_: str, default_class: bool
+) -> None:
+    served: list[AllocatorSettings] = []
+
+    async def serve(settings: AllocatorSettings) -> None:
+        served.append(settings)
+
+    monkeypatch.setattr(allocator, "_serve", serve)
+    monkeypatch.setattr(logs, "configure", lambda *_: None)
+    result = CliRunner().invoke(main.command(["allocator"]), ["allocator", *given])
+    assert result.exit_code == 0, result.output
+    assert [(s.load_balancer_class, s.default_class) for s in served] == [(class_, default_class)]
 
 
 @pytest.mark.parametrize("file", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=str)
