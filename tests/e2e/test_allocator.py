@@ -134,6 +134,55 @@ async def test_what_cannot_be_read_is_said_and_blocks_nobody(tmp_path: Path) -> 
             assert foreign["status"] == {"loadBalancer": {}}
 
 
+@pytest.mark.spec("A12")
+async def test_a_class_of_its_own_is_all_that_is_served_where_it_is_no_default(tmp_path: Path) -> None:
+    async with a_cluster(tmp_path, local_group(POOL)) as cluster:
+        settings = {"load_balancer_class": "example.com/lb", "default_class": False}
+        async with an_allocator(cluster, a_database(tmp_path), **settings):
+            cluster.create(service_object("plain"))
+            cluster.create(service_object("purelb", loadBalancerClass="purelb.io/purelb"))
+            untouched = {name: cluster.service(name) for name in ("plain", "purelb")}
+            cluster.create(service_object("ours", loadBalancerClass="example.com/lb"))
+            assert await cluster.given("ours") == ["172.30.250.53"]
+            await eventually(lambda: cluster.events("IPAllocated"))
+        assert {name: cluster.service(name) for name in untouched} == untouched
+        assert {e["involvedObject"]["name"] for e in cluster.events()} == {"default", "ours"}
+
+
+@pytest.mark.spec("A6", "A8")
+async def test_a_pool_with_host_bits_begins_where_it_is_written_and_its_group_is_told(tmp_path: Path) -> None:
+    async with a_cluster(tmp_path, local_group("172.30.250.53/29")) as cluster:
+        async with an_allocator(cluster, a_database(tmp_path)):
+            for name, address in (("a", "172.30.250.53"), ("b", "172.30.250.54"), ("c", "172.30.250.55")):
+                cluster.create(service_object(name))
+                assert await cluster.given(name) == [address]
+            cluster.create(service_object("d"))
+            assert (await eventually(partial(cluster.condition, "d")))["reason"] == "PoolExhausted"
+            (warning,) = await eventually(lambda: cluster.events("ConfigurationWarning"))
+            (parsed,) = cluster.events("Parsed")
+        assert (warning["type"], parsed["type"]) == ("Warning", "Normal")
+        assert {e["involvedObject"]["name"] for e in (warning, parsed)} == {"default"}
+        assert "172.30.250.53-172.30.250.55" in parsed["message"]
+        said = "172.30.250.53/29 has host bits set: it covers 172.30.250.53-172.30.250.55, not all of 172.30.250.48/29"
+        assert warning["message"] == f"spec.local.v4pools[0].pool: {said}"
+
+
+@pytest.mark.spec("A2", "A8")
+async def test_a_group_that_overlapped_is_used_when_the_other_is_gone(tmp_path: Path) -> None:
+    nested = local_group("172.30.250.54/32", name="nested")
+    async with a_cluster(tmp_path, local_group(POOL)) as cluster:
+        async with an_allocator(cluster, a_database(tmp_path)):
+            await eventually(lambda: cluster.events("Parsed"))
+            cluster.create(nested)
+            cluster.create(service_object(annotations={"purelb.io/service-group": "nested"}))
+            why = "overlaps 172.30.250.53-172.30.250.60 of ServiceGroup default"
+            await eventually(lambda: why in str(cluster.condition()))
+            assert (cluster.condition() or {})["reason"] == "InvalidServiceGroup"
+            cluster.server.delete("purelb.io/v2", "ServiceGroup", "default", "purelb-system")
+            assert await cluster.given() == ["172.30.250.54"]
+            await eventually(lambda: {e["involvedObject"]["name"] for e in cluster.events("Parsed")} >= {"nested"})
+
+
 @pytest.mark.spec("A1", "A8")
 async def test_a_group_that_comes_later_serves_those_who_wait(tmp_path: Path) -> None:
     async with a_cluster(tmp_path) as cluster:

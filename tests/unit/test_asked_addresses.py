@@ -115,6 +115,7 @@ GIVEN: list[tuple[dict[str, Any], list[str], str, list[str]]] = [
     ({"addresses": "172.30.250.58", "families": DUAL}, ["172.30.250.58", "fd30::53"], "default", []),
     ({"addresses": "fd31::9", "families": DUAL}, ["172.31.1.0", "fd31::9"], "virtual", []),
     ({"spec": "fd31::9", "families": DUAL}, ["172.31.1.0", "fd31::9"], "virtual", ["DeprecationWarning"]),
+    ({"spec": "fd31::9, 172.31.1.9", "families": DUAL}, ["172.31.1.9", "fd31::9"], "virtual", ["DeprecationWarning"]),
     # PreferDualStack, and a group that has no pool for the other: one is enough.
     (
         {"addresses": "172.32.1.9", "families": DUAL, "policy": "PreferDualStack"},

@@ -183,6 +183,20 @@ def test_a_group_that_makes_us_stumble_costs_no_other(engine: Engine, monkeypatc
     assert isinstance(verdicts.refused["odd"], InvalidGroup)
 
 
+@pytest.mark.spec("A8", "A22")
+def test_of_groups_that_overlap_a_new_leader_uses_the_one_that_was_used_before(tmp_path: Path) -> None:
+    """Group a was edited onto group b while nobody looked; by age and name it would go first."""
+    ranges = {"a": "10.0.1.0/24", "b": "10.0.2.0/24"}
+    with an_office(tmp_path, **{name: pools(range_) for name, range_ in ranges.items()}) as office:
+        office.groups = [group_view("a", pools("10.0.2.128/25")), group_view("b", pools("10.0.2.0/24"))]
+        office.lead()
+        for name in ("a", "b"):
+            office.create(name, annotations={names.SERVICE_GROUP: name})
+            office.settle(name)
+        assert (office.shown("a"), office.refusal("a")) == ([], "InvalidServiceGroup")
+        assert office.shown("b") == ["10.0.2.0"]
+
+
 def test_the_free_space_of_an_odd_moment_is_never_used(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan that was not kept has taken nothing."""
     with monkeypatch.context() as patch:

@@ -69,12 +69,37 @@ def test_first_and_last_are_given_out_unless_the_group_says_otherwise() -> None:
     assert [int(a) & 0xFF for a in drain(careful)] == list(range(1, 255))
 
 
+@pytest.mark.spec("A5")
 def test_avoided_octets_in_the_middle_of_a_large_pool_are_skipped() -> None:
     spec = {"local": {"v4pools": [{"subnet": "10.0.0.0/8", "pool": "10.0.0.254-10.0.2.1"}], "avoidFirstLast": True}}
     got = drain(FreeSpace({"g": group("g", spec)}))
     assert len(got) == 1 + 254 + 1
     assert IPv4Address("10.0.0.255") not in got
     assert IPv4Address("10.0.1.0") not in got
+
+
+@pytest.mark.spec("A5")
+def test_what_is_avoided_is_the_edges_of_the_subnet_and_of_ipv6_nothing_else() -> None:
+    spec = {
+        "remote": {
+            "v4pools": [{"subnet": "10.0.0.8/29", "pool": "10.0.0.8/29"}],
+            "v6pools": [
+                {"subnet": "fd00::/126", "pool": "fd00::/126"},
+                {"subnet": "fd00:1::/64", "pool": "fd00:1::/120"},
+            ],
+            "avoidFirstLast": True,
+        }
+    }
+    free = FreeSpace({"g": group("g", spec)})
+    assert [int(a) & 0xFF for a in drain(free)] == [9, 10, 11, 12, 13, 14]
+    found = []
+    while (address := free.lowest("g", Family.IPV6)) is not None:
+        found.append(address)
+        assert free.take(address)
+    assert [str(a) for a in found[:3]] == ["fd00::1", "fd00::2", "fd00:1::1"]
+    assert str(found[-1]) == "fd00:1::ff"
+    # Asked for by name, they are given: whoever names one means it.
+    assert free.take(ip_address("10.0.0.8"))
 
 
 @given(st.lists(st.integers(0, 40), max_size=50), st.lists(st.integers(0, 40), max_size=50))

@@ -82,6 +82,14 @@ def test_a_plain_service_gets_the_lowest_address_of_the_default_group_in_one_wri
     ]
 
 
+@pytest.mark.spec("A3")
+@pytest.mark.parametrize("kind", ["local", "remote"])
+def test_the_pool_type_is_that_of_the_group(kind: str) -> None:
+    made = plan(KEY, service(), NOTHING_BOOKED, world(group("default", pools("172.31.1.0/24", kind=kind))), NOW)
+    assert made.publication is not None
+    assert made.publication.annotations[names.POOL_TYPE] == kind
+
+
 @pytest.mark.spec("A1")
 def test_without_a_default_group_it_is_refused_and_told_once() -> None:
     view = service()
@@ -105,6 +113,25 @@ def test_an_annotation_picks_the_group_and_an_unknown_or_broken_one_is_refused()
     assert addresses_of(plan(KEY, asks["sg"], NOTHING_BOOKED, known, NOW)) == ["10.0.0.7"]
     assert refusal(plan(KEY, asks["nope"], NOTHING_BOOKED, known, NOW)) is Reason.UNKNOWN_SERVICE_GROUP
     assert refusal(plan(KEY, asks["bad"], NOTHING_BOOKED, known, NOW)) is Reason.INVALID_SERVICE_GROUP
+
+
+@pytest.mark.spec("A2", "E1")
+@pytest.mark.parametrize(
+    ("text", "got", "reason"),
+    [
+        (" sg\n", ["10.0.0.7"], None),
+        ("SG", [], Reason.UNKNOWN_SERVICE_GROUP),
+        ("default,sg", [], Reason.UNKNOWN_SERVICE_GROUP),
+        # As in PureLB, a name that is empty is none, and is not to be taken for no wish at all.
+        ("", [], Reason.INVALID_REQUEST),
+        (" \t", [], Reason.INVALID_REQUEST),
+        ("x" * 254, [], Reason.INVALID_REQUEST),
+    ],
+)
+def test_the_name_of_a_group_is_taken_as_it_is_but_for_blanks(text: str, got: list[str], reason: Reason | None) -> None:
+    known = world(group("default"), group("sg", pools("10.0.0.7-10.0.0.9")))
+    made = plan(KEY, service(annotations={names.SERVICE_GROUP: text}), NOTHING_BOOKED, known, NOW)
+    assert (addresses_of(made), refusal(made)) == (got, reason)
 
 
 @pytest.mark.spec("A3", "A13")
