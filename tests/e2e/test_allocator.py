@@ -121,6 +121,7 @@ async def test_what_cannot_be_read_is_said_and_blocks_nobody(tmp_path: Path) -> 
             await eventually(lambda: len(cluster.events("AllocationFailed")) == 2)
             assert {e["type"] for e in cluster.events("AllocationFailed")} == {"Warning"}
             await eventually(lambda: len(cluster.events("ParseFailed")) == 2)
+            assert {e["type"] for e in cluster.events("ParseFailed")} == {"Warning"}
             texts = {e["involvedObject"]["name"]: e["message"] for e in cluster.events("ParseFailed")}
             assert "spec.local.v4pools[0].pool" in texts["broken"]
             assert "172.30.250.9-172.30.250.1" in texts["broken"]

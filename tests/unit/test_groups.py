@@ -95,6 +95,7 @@ def test_the_prefix_of_all_addresses_is_none_for_a_node(family: str, subnet: str
         (v4("172.31.1.9-172.31.1.1"), "spec.local.v4pools[0].pool"),
         (v4("172.31.2.0/24"), "spec.local.v4pools[0].pool"),
         (v4("172.31.1.0-172.31.2.1"), "spec.local.v4pools[0].pool"),
+        (v4("172.31.0.255-172.31.1.9"), "spec.local.v4pools[0].pool"),
         (v4("fd00::/64", "fd00::/64"), "spec.local.v4pools[0].pool"),
         ({"local": {"v6pools": [{"subnet": SUBNET, "pool": SUBNET}]}}, "spec.local.v6pools[0].pool"),
         (v4(SUBNET, "172.31.1.5/24"), "spec.local.v4pools[0].subnet"),
@@ -147,6 +148,28 @@ def test_of_groups_that_overlap_the_older_is_used_and_the_other_names_it() -> No
         assert str(refused["nested"]) == (
             "spec.local.v4pools[1]: '172.31.1.16-172.31.1.31': overlaps 172.31.1.0-172.31.1.255 of ServiceGroup old"
         )
+
+
+@pytest.mark.spec("A8")
+@pytest.mark.parametrize(
+    "range_",
+    [
+        "172.31.1.0/24",
+        "172.31.1.0-172.31.1.20",
+        "172.31.1.29-172.31.1.255",
+        "172.31.1.25/32",
+        "172.31.1.20-172.31.1.29",
+    ],
+)
+def test_a_range_that_contains_another_touches_its_end_or_lies_in_it_overlaps_it(range_: str) -> None:
+    """With each of the pools of a group, also where others are around it."""
+    old = group("old", pools("172.31.5.0/24", "172.31.1.20-172.31.1.29", "172.31.0.0/24", "fd00::/64"), created=NOW)
+    young = group("young", pools("172.31.9.0/24", range_), created=NOW + timedelta(seconds=1))
+    accepted, refused = accept_groups([young, old], {})
+    assert (set(accepted), set(refused)) == ({"old"}, {"young"})
+    assert "172.31.1.20-172.31.1.29 of ServiceGroup old" in str(refused["young"])
+    beside = group("beside", pools("172.31.1.0-172.31.1.19", "172.31.1.30-172.31.1.255", "fd00:0:0:1::/64"))
+    assert set(accept_groups([beside, old], {})[0]) == {"beside", "old"}
 
 
 @pytest.mark.spec("A8")

@@ -172,9 +172,10 @@ def test_families(
 @pytest.mark.spec("A13")
 def test_without_families_and_cluster_ip_it_waits_in_silence_and_with_a_cluster_ip_it_takes_its_family() -> None:
     known = world(group("default", DUAL_POOLS))
-    made = plan(KEY, service(ip_families=(), cluster_ip=""), NOTHING_BOOKED, known, NOW)
-    assert made.silent
-    assert made.waiting
+    for cluster_ip in ("", "None"):
+        made = plan(KEY, service(ip_families=(), cluster_ip=cluster_ip), NOTHING_BOOKED, known, NOW)
+        assert made.silent
+        assert made.waiting
     assert addresses_of(plan(KEY, service(ip_families=(), cluster_ip="fd00::1"), NOTHING_BOOKED, known, NOW)) == [
         "fd30::53"
     ]
@@ -346,6 +347,7 @@ def test_a_slip_in_an_annotation_never_takes_a_held_address_away() -> None:
     assert plan(KEY, after, holding("172.30.250.53"), world(group()), NOW).silent
 
 
+@pytest.mark.spec("A14")
 def test_a_family_added_later_comes_from_the_group_that_is_held_and_one_removed_leaves() -> None:
     known = world(group("default", pools("10.0.0.0/24")), group("dual", DUAL_POOLS))
     known.free.take(ip_address("172.30.250.53"))

@@ -108,6 +108,18 @@ def test_a_group_that_says_so_shares_across_namespaces(wide: Office) -> None:
     assert wide.refusal("three/a") == "PortConflict"
 
 
+@pytest.mark.spec("A15")
+def test_a_key_means_something_in_its_group_only(tmp_path: Path) -> None:
+    with an_office(tmp_path, default=pools("10.0.0.1-10.0.0.9"), other=pools("10.0.1.1-10.0.1.9")) as office:
+        elsewhere = {names.SERVICE_GROUP: "other"}
+        office.create("a", "K", "80")
+        office.create("b", "K", "443", annotations=elsewhere)
+        office.create("c", "K", "80", annotations=elsewhere)
+        office.create("d", "K", "443")
+        office.settle(*"abcd")
+        assert [office.shown(name) for name in "abcd"] == [[ONE], ["10.0.1.1"], ["10.0.1.1"], [ONE]]
+
+
 @pytest.mark.spec("A16")
 @pytest.mark.parametrize("order", list(permutations("abc")))
 def test_the_last_to_leave_releases_the_address(office: Office, order: tuple[str, ...]) -> None:
