@@ -232,6 +232,20 @@ async def test_the_entry_of_a_dead_node_goes_where_no_other_can_replace_it(lab: 
 
 
 @pytest.mark.spec("C9")
+async def test_a_service_whose_address_every_node_holds_loses_the_annotation_of_when_one_did(lab: Lab) -> None:
+    """A group may have been local before, or an address of a v1 group been in the subnet of a node."""
+    lab.cluster.create(local_group("172.30.250.10-172.30.250.20", name="routed", kind="remote"))
+    await lab.start("node1", "node2")
+    await lab.allocated("echo", "172.30.250.12", group="routed")
+    await lab.held_by("172.30.250.12", "node1", "node2")
+    path = f"/api/v1/namespaces/{NAMESPACE}/services/echo"
+    body = {"metadata": {"annotations": {names.ANNOUNCING_V4: f"node1, {INTERFACE}"}}}
+    await lab.cluster.client.request("PATCH", path, body=body, content_type=MERGE_PATCH)
+    await eventually(lambda: lab.annotation("echo") is None)
+    assert await lab.holders("172.30.250.12") == ["node1", "node2"]
+
+
+@pytest.mark.spec("C9")
 async def test_who_is_undone_again_and_again_writes_ever_more_slowly(lab: Lab) -> None:
     await lab.start("node1")
     await lab.allocated("echo", IP)
