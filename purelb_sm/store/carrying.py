@@ -51,7 +51,7 @@ class Carrier:
         with self._lock:
             if self._due is None:
                 self._due = threading.Event()
-                threading.Thread(target=self._work, args=[self._due], name="carrier", daemon=True).start()
+                threading.Thread(target=self._work, args=[self._due], name=f"carrier {self._book}", daemon=True).start()
             self._due.set()
 
     def _work(self, due: threading.Event) -> None:
