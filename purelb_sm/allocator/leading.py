@@ -112,8 +112,7 @@ class Leading:
         booked = await self._insist(lambda: self._thread.call(self._engine.holdings))
         known = set(showing) | set(asking)
         gone = [key for key in booked if key not in known]
-        settled = [key for key in showing if key in booked and self._intake.shows_just(key, *booked[key])]
-        unsettled = set(showing).difference(settled)
+        just = {key: key in booked and self._intake.shows_just(key, *booked[key]) for key in showing}
         waited = await self._insist(lambda: self._thread.call(self._engine.waiting_keys, WAITING_MAX))
         waiting, theirs = set(waited), set(asking)
         waited = [key for key in waited if key in theirs]
@@ -123,7 +122,7 @@ class Leading:
             # Those that show what the book has not first (adopted before anything is given), then gone (their claims
             # may be asked for), then those who are known to wait. The rest come in turn with whoever comes now: they
             # may be one namespace's flood (E8). Those that show what they hold are looked at beside that.
-            for keys in ([key for key in showing if key in unsettled], gone, waited):
+            for keys in ([key for key in showing if not just[key]], gone, waited):
                 await self._look_at(keys, self._batch_max)
             for key in asking:
                 if key not in waiting:
@@ -136,7 +135,7 @@ class Leading:
             group.create_task(self._heads())
             group.create_task(self._reservations())
             group.create_task(self._notices.run(self._live_keys))
-            await self._look_at(settled, min(self._batch_max, SETTLED))
+            await self._look_at([key for key in showing if just[key]], min(self._batch_max, SETTLED))
             log.info("leading", term=self._engine.term, services=len(known), gone=len(gone))
             self._all_seen = True
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -324,34 +324,40 @@ async def test_a_hung_write_of_one_service_holds_up_no_other(tmp_path: Path) -> 
             assert cluster.shown("hung") == []
 
 
-@pytest.mark.spec("E8")
-async def test_a_flood_that_an_allocator_finds_at_its_start_does_not_hold_up_another_namespace(tmp_path: Path) -> None:
-    flood = 600
+FLOOD = 600
+
+
+@asynccontextmanager
+async def a_cluster_to_flood(tmp_path: Path) -> AsyncIterator[Cluster]:
+    """It has room for that many Services in the namespace `flood`, and takes its time for each status."""
     pools = {"local": {"v4pools": [{"subnet": "172.30.248.0/21", "pool": "172.30.248.0/21"}]}}
     async with a_cluster(tmp_path, group_object("default", pools), namespaces=["flood"]) as cluster:
         cluster.server.faults.add(Fault("delay", "PATCH", "services/.*/status", delay_s=0.02))
-        for n in range(flood):
+        yield cluster
+
+
+@pytest.mark.spec("E8")
+async def test_a_flood_that_an_allocator_finds_at_its_start_does_not_hold_up_another_namespace(tmp_path: Path) -> None:
+    async with a_cluster_to_flood(tmp_path) as cluster:
+        for n in range(FLOOD):
             cluster.create(service_object(f"flood/s{n}"))
         cluster.create(service_object("quiet"))
         async with an_allocator(cluster, a_database(tmp_path), publish_concurrency=4):
             await cluster.given("quiet")
-            assert sum(bool(cluster.shown(f"flood/s{n}")) for n in range(flood)) < flood / 2
+            assert sum(bool(cluster.shown(f"flood/s{n}")) for n in range(FLOOD)) < FLOOD / 2
 
 
 @pytest.mark.spec("E8")
 async def test_a_flood_of_one_namespace_does_not_hold_up_another(tmp_path: Path) -> None:
     """From the watch to the status: neither what is to be planned nor what is to be written is in its way."""
-    flood = 600
-    pools = {"local": {"v4pools": [{"subnet": "172.30.248.0/21", "pool": "172.30.248.0/21"}]}}
-    async with a_cluster(tmp_path, group_object("default", pools), namespaces=["flood"]) as cluster:
-        cluster.server.faults.add(Fault("delay", "PATCH", "services/.*/status", delay_s=0.02))
+    async with a_cluster_to_flood(tmp_path) as cluster:
         async with an_allocator(cluster, a_database(tmp_path), publish_concurrency=4):
-            for n in range(flood):
+            for n in range(FLOOD):
                 cluster.create(service_object(f"flood/s{n}"))
             await cluster.given("flood/s0")
             cluster.create(service_object("quiet"))
             await cluster.given("quiet")
-            assert sum(bool(cluster.shown(f"flood/s{n}")) for n in range(flood)) < flood / 2
+            assert sum(bool(cluster.shown(f"flood/s{n}")) for n in range(FLOOD)) < FLOOD / 2
 
 
 # -- whose turn it is -----------------------------------------------------------------------------------------------
