@@ -366,13 +366,17 @@ class EngineMachine(RuleBasedStateMachine):
 
     def a_quarantine_begins(self, head: int) -> None:
         """Of what was given up since that row of history, and was not shared."""
-        select = """SELECT a.address_text, a.claim, a.group_name FROM allocation a JOIN history h
-            ON h.address = a.address_text WHERE h.trigger = 'confirm_release' AND h.seq > ? AND a.sharing_key IS NULL
-            ORDER BY a.id"""
-        for address, claim, group in self.reader.execute(select, (head,)):
+        select = """SELECT a.address_text, a.claim, a.group_name, a.state, a.quarantined_until FROM allocation a
+            JOIN history h ON h.address = a.address_text
+            WHERE h.trigger = 'confirm_release' AND h.seq > ? AND a.sharing_key IS NULL ORDER BY a.id"""
+        # Of an address that was given several times, the last row is the one that was just given up.
+        given_up = {row[0]: row[1:] for row in self.reader.execute(select, (head,))}
+        for address, (claim, group, state, until) in given_up.items():
             of = self.leader.engine._groups.get(group)
             rests_s = of.quarantine_s if of else DEFAULT_QUARANTINE_S
-            self.rests[ip_address(address)] = Rest(claim, self.now + timedelta(seconds=rests_s))
+            rest = Rest(claim, self.now + timedelta(seconds=rests_s))
+            self.rests[ip_address(address)] = rest
+            assert not rests_s or (state == "quarantined" and datetime.fromisoformat(until) >= rest.until)
 
     @rule(kept=st.booleans(), releases=st.booleans(), seen=st.booleans())
     def the_database_goes_away(self, kept: bool, releases: bool, seen: bool) -> None:
